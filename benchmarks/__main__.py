@@ -22,7 +22,7 @@ QUESTIONS = (
     "engine",
 )  # fmt: skip
 QUICK = ("decoding", "end_to_end", "engine")  # with the `quick_questions` of a module, if it has them
-WHOLE_FROM = 100
+INTEGER_FROM = 100
 WIDTH = 180  # of the table without a terminal
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pillow", "scikit-learn")
 
@@ -68,7 +68,7 @@ def main(
 
 
 def _shown(figure: float) -> str:
-    return f"{figure:,.0f}" if figure >= WHOLE_FROM else f"{figure:.3g}"
+    return f"{figure:,.0f}" if figure >= INTEGER_FROM else f"{figure:.3g}"
 
 
 if __name__ == "__main__":

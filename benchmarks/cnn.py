@@ -70,25 +70,25 @@ def questions() -> Iterator[Pair]:
                 yield from _compare(mode, frequency, settings, faces, elephas)
 
 
-def _tell(what: str, run: Run) -> Run:
+def _print_run(what: str, run: Run) -> Run:
     """Print the result of a training run at once, because all of them take half an hour."""
     print(f"{what}: {run.images_per_s:,.0f} images/s, {run}", file=sys.stderr, flush=True)
     return run
 
 
 def _compare(mode: Mode, frequency: Frequency, settings: Settings, faces: Faces, elephas: Path) -> Iterator[Pair]:
-    keras = _tell("Keras", _run_peer(sys.executable, ["keras"], settings, faces))
-    ours = _tell(f"ours, {mode}, per {frequency}", _run_ours(mode, frequency, settings, faces))
+    keras = _print_run("Keras", _run_peer(sys.executable, ["keras"], settings, faces))
+    ours = _print_run(f"ours, {mode}, per {frequency}", _run_ours(mode, frequency, settings, faces))
     what = f"{mode}, per {frequency}: {faces.rows:,} images × {EPOCHS} epochs, {WORKERS} workers ({ours}), against"
     yield Pair(f"{what} Keras in one process ({keras})", "images/s", WITHIN_A_TENTH, *_speeds(ours, keras))
     if ours.accuracy is not None and keras.accuracy is not None:
         yield Pair(
-            f"{mode}, per {frequency}: images answered rightly, against Keras", "%", WITHIN_A_POINT,
+            f"{mode}, per {frequency}: correct predictions, against Keras", "%", WITHIN_A_POINT,
             [100 * ours.accuracy], [100 * keras.accuracy],
         )  # fmt: skip
     if (mode, frequency) != (Mode.SYNCHRONOUS, Frequency.BATCH):  # not supported by Elephas
         library = ["elephas", "--mode", mode, "--frequency", frequency]
-        peer = _tell(f"Elephas, {mode}, per {frequency}", _run_peer(elephas, library, settings, faces))
+        peer = _print_run(f"Elephas, {mode}, per {frequency}", _run_peer(elephas, library, settings, faces))
         yield Pair(f"{what} Elephas ({peer})", "images/s", 1.0, *_speeds(ours, peer))
 
 
@@ -133,7 +133,7 @@ def _run(*command: str | float | Path, settings: Settings) -> dict[str, Any] | N
 
 
 def _write_faces(settings: Settings, scratch: Path) -> Faces:
-    """The faces, divided as `train-cnn` divides them: the peers train on what ours trains on, and answer the same."""
+    """The faces, split as by `train-cnn`, so that the peers train on and predict the same images as ours."""
     folder = write_folders(scratch / "faces", IMAGES, SIDE, SEED)
     apart = settings.model_copy(update={"home": scratch / "split"})
     with spark_session(apart, "benchmark", java_options=QUICK_START) as spark:

@@ -35,7 +35,9 @@ def questions(count: int = IMAGES) -> Iterator[Pair]:
             images = np.random.default_rng(0).integers(0, 256, (count, *entry.input_size, 3), np.uint8)
             on_one = {one: partial(load_engine(entry, content, 1, one), images) for one in engines_for(entry)}
             for other in set(on_one) - {chosen}:
-                yield _judged(pair("", "images/s", 1.0, count, on_one[chosen], on_one[other]), name, chosen, other)
+                yield _with_verdict(
+                    pair("", "images/s", 1.0, count, on_one[chosen], on_one[other]), name, chosen, other
+                )
             on_all = partial(load_engine(entry, content, threads, chosen), images)
             predict = partial(build(name, weights).predict, images, batch_size=count, verbose=0)
             question = f"{name}, {NAMES[chosen]} (chosen) against keras predict, all cores"
@@ -47,8 +49,8 @@ def quick_questions() -> Iterator[Pair]:
     yield from questions(QUICK_IMAGES)
 
 
-def _judged(found: Pair, model: str, chosen: EngineName, other: EngineName) -> Pair:
-    """The pair, with a question that tells whether the chosen engine was faster."""
+def _with_verdict(found: Pair, model: str, chosen: EngineName, other: EngineName) -> Pair:
+    """The pair, with a question that states whether the chosen engine was faster."""
     verdict = "chosen, the fastest" if found.ratio >= 1 else "chosen, not the fastest in this run"
     question = f"{model}, {NAMES[chosen]} ({verdict}) against {NAMES[other]}, one thread"
     return Pair(question, found.unit, found.aim, found.ours, found.peer)

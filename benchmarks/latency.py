@@ -37,7 +37,7 @@ def questions() -> Iterator[Pair]:
 
 
 def _stream_steadily(service: Service, settings: Settings, topic: str) -> float:
-    """Publish at the rate to a running stream; when the part to be measured began."""
+    """Publish at a constant rate to a running stream; returns the time at which the measured part began."""
     command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "stream"]
 
     with (service.scratch / "stream.log").open("w") as log:
@@ -54,7 +54,7 @@ def _stream_steadily(service: Service, settings: Settings, topic: str) -> float:
 
 
 def publish_steadily(service: Service, topic: str, per_second: int, seconds: int) -> None:
-    """Publish so many images a second, evenly."""
+    """Publish images at a constant rate."""
     from kafka import KafkaProducer
 
     producer = KafkaProducer(bootstrap_servers=service.settings.bootstrap_servers, linger_ms=0)

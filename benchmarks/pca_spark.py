@@ -90,7 +90,7 @@ def _peak_in_a_process(scratch: str, rows: int) -> float:
     """Peak memory in MB of a separate process and its JVM while fitting."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_fit_and_tell_peak, args=(scratch, rows, there))
+    process = context.Process(target=_fit_and_send_peak, args=(scratch, rows, there))
     process.start()
     there.close()
     peak: float = here.recv()
@@ -98,10 +98,10 @@ def _peak_in_a_process(scratch: str, rows: int) -> float:
     return peak
 
 
-def _fit_and_tell_peak(scratch: str, rows: int, tell: Any) -> None:
+def _fit_and_send_peak(scratch: str, rows: int, connection: Any) -> None:
     with spark_session(_settings(scratch), "benchmark") as spark:
         _ours(_rows(spark, rows))
         jvm = spark.sparkContext._jvm.java.lang.ProcessHandle.current().pid()
         status = Path(f"/proc/{jvm}/status").read_text(encoding="utf-8")
         jvm_kb = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    tell.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + jvm_kb) / 1024)
+    connection.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + jvm_kb) / 1024)

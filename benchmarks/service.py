@@ -122,7 +122,7 @@ class Service:
         settings = self.settings.model_copy(update={"home": uri or str(work), "work": work if uri else None})
         if not open_registry(settings.home).versions():
             command = (sys.executable, "-m", "streaming", "--home", settings.home, "train", "--dataset", "digits")
-            environment = self.environment("unused") | _work(settings)
+            environment = self.environment("unused") | _environment(settings)
             trained = run_json(*command, "--limit", DIGITS, *options, environment=environment)
             self.accuracy[name] = trained["metrics"]["accuracy"]
         return settings
@@ -140,7 +140,7 @@ class Service:
         """Run `imagestream stream` on a topic as a separate process, and return its summary."""
         return run_json(
             sys.executable, "-m", "streaming", "--home", settings.home, "stream", *options,
-            environment=self.environment(topic) | _work(settings) | dict(environment),
+            environment=self.environment(topic) | _environment(settings) | dict(environment),
         )  # fmt: skip
 
     def drain(
@@ -166,7 +166,7 @@ class Service:
         }
 
 
-def _work(settings: Settings) -> dict[str, str]:
+def _environment(settings: Settings) -> dict[str, str]:
     return {"IMAGESTREAM_WORK": str(settings.work)} if settings.work else {}
 
 

@@ -20,7 +20,7 @@ from streaming.settings import Settings
 
 SIZES = {100: 2_000, 250: 3_000, 500: 4_000, 1_000: 6_000, 2_000: 8_000, 4_000: 12_000}  # in a batch → published
 IMAGES, BATCH = 20_000, 2_000
-TOLD = (1_000, 4_000, 20_000)
+CHECKPOINTS = (1_000, 4_000, 20_000)
 CORES, PARTITIONS = 2, 4
 
 CUMULATIVE_SQL = """
@@ -44,8 +44,8 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     mpl.use("Agg")
     _plot_sizes(folder / "batch-size.png", speeds, expected, bare)
-    _plot_course(folder / "images.png", course, bare)
-    after = {told: next(row["seconds"] for row in course if row["images"] >= told) for told in TOLD}
+    _plot_images(folder / "images.png", course, bare)
+    after = {images: next(row["seconds"] for row in course if row["images"] >= images) for images in CHECKPOINTS}
     figures = {"bare_loop": bare, "images_per_s": speeds, "model": expected, "seconds_for_images": after}
     (folder / "sweep.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
@@ -69,7 +69,7 @@ def _plot_sizes(path: Path, speeds: dict[int, float], expected: dict[int, float]
     figure.savefig(path, dpi=120)
 
 
-def _plot_course(path: Path, course: list[dict[str, Any]], bare: float) -> None:
+def _plot_images(path: Path, course: list[dict[str, Any]], bare: float) -> None:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     images, seconds = [[row[name] for row in course] for name in ("images", "seconds")]
     axes.plot(images, seconds, "o-", label=f"Kafka → Delta, micro-batches of {BATCH:,}, from the start of the first")

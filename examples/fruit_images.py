@@ -119,7 +119,7 @@ def _marks(
     dark = _rgb(fruit.hue, max(0.05, light - 0.14))
     if fruit.skin == "spotted":
         for _ in range(18):
-            _ellipse(draw, _somewhere(generator, centre, (0.85 * width, 0.85 * height)), 4, 4, dark)
+            _ellipse(draw, _random_point(generator, centre, (0.85 * width, 0.85 * height)), 4, 4, dark)
     if fruit.skin == "striped":
         for offset in (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75):
             half = 0.92 * height * math.sqrt(1 - offset**2)
@@ -138,12 +138,12 @@ def _berries(
     """Draw a cluster of small fruits."""
     width, height = radii
     for _ in range(30):
-        place = _somewhere(generator, centre, (0.8 * width, 0.8 * height))
+        place = _random_point(generator, centre, (0.8 * width, 0.8 * height))
         berry = 0.2 * max(width, height)
         _ellipse(draw, place, berry * fruit.ratio, berry, _rgb(fruit.hue, light + generator.normal(0, 0.06)))
 
 
-def _somewhere(generator: np.random.Generator, centre: Point, radii: tuple[float, float]) -> Point:
+def _random_point(generator: np.random.Generator, centre: Point, radii: tuple[float, float]) -> Point:
     """A uniformly distributed point of the ellipse."""
     radius, angle = math.sqrt(generator.uniform()), generator.uniform(0, 2 * math.pi)
     return centre + radius * np.array(radii) * (math.cos(angle), math.sin(angle))

@@ -64,7 +64,7 @@ class Outcome:
     plots: list[Path] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
-    def tell(self, json_file: Path | None) -> None:
+    def print_summary(self, json_file: Path | None) -> None:
         """Print the outcome, and write it as JSON if a file is given."""
         typer.echo(
             f"\n{self.example}: {self.rows_in:,} images, {self.rows_out:,} rows; {self.metric} {self.value:.4f} "

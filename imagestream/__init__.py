@@ -60,7 +60,7 @@ __all__ = [
 ]  # fmt: skip
 
 PACKAGES = ("models", "producer", "streaming")
-MARK = "imagestream"  # contained in the docstring of each package
+MARKER = 'DISTRIBUTION = "imagestream"'  # a line of each package's __init__.py
 
 _MODULES = {
     "models.errors": ("ModelError",),
@@ -102,7 +102,7 @@ def publish(
         options: options of `producer.publish.publish`, such as `label_from="parent"`.
 
     Raises:
-        ServiceError: a setting is wrong, or the home has no broker.
+        ServiceError: a setting is invalid, or the home has no broker.
         PublishError: a path, the topic or the broker cannot be used; nothing was sent.
     """
     _check_packages()
@@ -156,16 +156,17 @@ def _taken() -> str | None:
     root = _root()
     for name in PACKAGES:
         file = root / name / "__init__.py"
-        if MARK not in (file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""):
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        if not any(line.startswith(MARKER) for line in text.splitlines()):
             return (
-                f"the package {name!r} in {root} is another distribution's{_owners(name)}: install imagestream into an "
-                "environment of its own"
+                f"the package {name!r} in {root} is another distribution's{_owners(name)}: install imagestream into a "
+                "separate environment"
             )
     return None
 
 
 def _owners(name: str) -> str:
-    """The other distributions that installed a package, as far as their metadata says."""
+    """The other distributions that installed a package, according to their metadata."""
     from importlib.metadata import packages_distributions
 
     owners = sorted({*packages_distributions().get(name, [])} - {"imagestream"})
@@ -188,6 +189,6 @@ def _check_packages() -> None:
     for name in PACKAGES:
         if place := _hidden_by(name):
             raise ImportError(
-                f"{place} takes the place of imagestream's package {name!r}: rename it, or put {_root()} before it on "
+                f"{place} shadows imagestream's package {name!r}: rename it, or put {_root()} before it on "
                 "the import path"
             )

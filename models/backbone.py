@@ -197,7 +197,7 @@ def export_backbone(
         folder.mkdir()
         if int8_calibration is not None:
             np.save(folder / CALIBRATION_FILE, int8_calibration, allow_pickle=False)
-        _convert_apart(spec, weights, folder)
+        _convert_in_subprocess(spec, weights, folder)
         (folder / CALIBRATION_FILE).unlink(missing_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         try:
@@ -274,7 +274,7 @@ def _read_export(spec: BackboneSpec, weights: str, folder: Path) -> ExportedBack
     return ExportedBackbone(spec, weights, flatbuffer, keras_weights, sha256, parity, precision, cosine)
 
 
-def _convert_apart(spec: BackboneSpec, weights: str, folder: Path) -> None:
+def _convert_in_subprocess(spec: BackboneSpec, weights: str, folder: Path) -> None:
     """Write an export into `folder` by running `models.convert` in a subprocess."""
     request = [spec.name, weights, str(folder), spec.output, *map(str, spec.input_size)]
     root = str(Path(__file__).parents[1])  # the folder of the package `models`, installed or not

@@ -21,7 +21,7 @@ from models.pixels import Picture, Pixels, Resize, TruncatedError, Whole, decode
 
 __all__ = [
     "DEFAULT_LIMITS", "BadImage", "Limits", "Picture", "Pixels", "Reason", "Resize", "Stage", "decode",
-    "decode_marked", "decode_whole", "read_limited",
+    "decode_full_size", "decode_marked", "read_limited",
 ]  # fmt: skip
 
 _NO_LIMIT = (1 << 16, 1 << 16)  # larger than any image, so that no JPEG is decoded at reduced size
@@ -71,7 +71,7 @@ def decode_marked(
     return _decode_guarded(header, found.format, size, limits, resize)
 
 
-def decode_whole(data: bytes | None, limits: Limits = DEFAULT_LIMITS) -> Picture | BadImage:
+def decode_full_size(data: bytes | None, limits: Limits = DEFAULT_LIMITS) -> Picture | BadImage:
     """As `decode_marked`, at the image's own size."""
     return decode_marked(data, _NO_LIMIT, limits, "whole")
 

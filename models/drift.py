@@ -108,7 +108,7 @@ def reference_from_arrays(width: int, arrays: Arrays) -> DriftReference:
     k = min(width, COMPONENTS)
     rows, low = checked_array(arrays, "totals", (2,), np.float64)
     if not 1 <= rows < np.inf or not 0 <= low <= 1:
-        raise ModelError(f"the drift reference makes no sense: {rows} images, a share of {low} of low confidence")
+        raise ModelError(f"the drift reference is invalid: {rows} images, a share of {low} of low confidence")
     held_out = "confidence_edges" in arrays
     if held_out:
         confidence_edges = checked_array(arrays, "confidence_edges", (BINS - 1,), np.float32)
@@ -127,7 +127,7 @@ def reference_from_arrays(width: int, arrays: Arrays) -> DriftReference:
     sound = (reference.std >= 0).all() and (reference.counts >= 0).all() and (np.diff(reference.edges) >= 0).all()
     # Counts are float32: those of the earlier format need not be integers.
     if not sound or not np.allclose(reference.counts.sum(axis=1, dtype=np.float64), reference.rows, atol=0.5):
-        raise ModelError("the drift reference makes no sense: spreads, counts or edges are out of order")
+        raise ModelError("the drift reference is invalid: spreads, counts or edges are out of order")
     return reference
 
 

@@ -8,8 +8,8 @@ continuous values: the exact distribution is the negative hypergeometric, whose 
 one side and are smaller on the other. The p-value of a window is the smallest over all edges and components, times the
 number of tests (Bonferroni, which holds under any dependence of components, or of windows that share images).
 
-A window is tested at most every `TEST_EVERY_S` seconds, hence at most `TESTS_A_DAY` times a day for any number of
-micro-batches, each with a probability of a false alarm of `FALSE_ALARMS_A_DAY` / `TESTS_A_DAY`.
+A window is tested at most every `TEST_EVERY_S` seconds, hence at most `TESTS_PER_DAY` times a day for any number of
+micro-batches, each with a probability of a false alarm of `FALSE_ALARMS_PER_DAY` / `TESTS_PER_DAY`.
 """
 
 from collections.abc import Hashable
@@ -23,12 +23,12 @@ from scipy.stats import hypergeom
 
 from models.drift import DriftReference, DriftSums, psi_of
 
-FALSE_ALARMS_A_DAY = 0.01
+FALSE_ALARMS_PER_DAY = 0.01
 TEST_EVERY_S = 300.0
-TESTS_A_DAY = 300  # 288, and some for restarts
-LEVEL = FALSE_ALARMS_A_DAY / TESTS_A_DAY
-LEAST_PSI = 0.1  # customary; a smaller shift raises no alarm even if it is significant
-LEAST_ROWS = 20  # images in a window that is tested
+TESTS_PER_DAY = 300  # 288, and some for restarts
+LEVEL = FALSE_ALARMS_PER_DAY / TESTS_PER_DAY
+MIN_PSI = 0.1  # customary; a smaller shift raises no alarm even if it is significant
+MIN_ROWS = 20  # images in a window that is tested
 ENOUGH_ROWS = 500  # images after which a tested window is replaced
 EXACT = 8  # edges with the largest deviations, whose p-values are computed
 
@@ -65,11 +65,11 @@ def verdict(reference: DriftReference, seen: DriftSums) -> dict[str, float]:
 
     Returns:
         `window_rows`; `window_psi`, the largest index of a component or of the confidence; `p_value`; `p_limit`, the
-        significance level; and `alarm`, 1 if the p-value is at most the level and the index at least `LEAST_PSI`, else
+        significance level; and `alarm`, 1 if the p-value is at most the level and the index at least `MIN_PSI`, else
         0.
     """
     p, psi = p_value(reference, seen), float(psi_of(seen.counts, reference.counts).max())
-    alarm = p <= LEVEL and psi >= LEAST_PSI
+    alarm = p <= LEVEL and psi >= MIN_PSI
     return {
         "window_rows": float(seen.rows),
         "window_psi": psi,
@@ -104,7 +104,7 @@ class DriftWindow:
             seen.merge(self.seen)
         grown = replace(self, model=model, seen=seen)
         due = self.tested_s is None or now_s - self.tested_s >= TEST_EVERY_S
-        if not due or not reference.held_out or seen.rows < LEAST_ROWS:
+        if not due or not reference.held_out or seen.rows < MIN_ROWS:
             return grown, {}
         rest = None if seen.rows >= ENOUGH_ROWS else seen
         return replace(grown, seen=rest, tested_s=now_s), verdict(reference, seen)

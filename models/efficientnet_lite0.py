@@ -59,7 +59,7 @@ def build(
         include_top: return the softmax probabilities (N, 1000) of ImageNet's classes instead.
         weights: `imagenet`, or None for Keras' initial values.
         input_size: (height, width).
-        pooled: False returns the feature map (N, 7, 7, 1280), whose mean the features are.
+        pooled: False returns the feature map (N, 7, 7, 1280), of which the features are the mean.
 
     Raises:
         ModelError: the weights are not installed, or their hash is not the expected one.

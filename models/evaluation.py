@@ -53,12 +53,12 @@ class Evaluation:
         return int(self.confusion.sum())
 
     @property
-    def right(self) -> int:
+    def correct(self) -> int:
         return int(np.trace(self.confusion))
 
     @property
     def accuracy(self) -> float:
-        return self.right / max(1, self.rows)
+        return self.correct / max(1, self.rows)
 
     @property
     def support(self) -> Counts:
@@ -135,7 +135,7 @@ class Evaluation:
         return float(np.abs(right - confidence * UNIT).sum() / rows.sum()) if rows.any() else np.nan
 
     def reliability_curve(self) -> tuple[Floats, Floats, Counts]:
-        """(mean confidence, share right, rows) of each bin of confidence that has rows."""
+        """(mean confidence, accuracy, rows) of each bin of confidence that has rows."""
         rows, right, confidence = self.reliability[:, self.reliability[0] > 0]
         return confidence * UNIT / rows, right / rows, rows
 

@@ -109,7 +109,7 @@ class EvaluationSums:
         sums = cls(classes, n_outputs)
         ends = np.cumsum([*(part.size for part in sums._fixed()), 1])
         scores, odd = divmod(len(data) - 8 * int(ends[-1]), 3 * 8)
-        if odd or not 0 <= scores <= sums.scores.room:
+        if odd or not 0 <= scores <= sums.scores.max_keys:
             raise ModelError(f"{len(data)} bytes cannot be sums over {len(classes)} classes")
         *fixed, dropped, rest = np.split(np.frombuffer(data, "<i8"), ends)
         for part, values in zip(sums._fixed(), fixed, strict=True):

@@ -1,8 +1,8 @@
 """Decoding of untrusted images in guarded processes with limits on CPU time and memory.
 
 Decoders are C code, which cannot be interrupted from within their process. They run in a subprocess that the kernel
-kills when the CPU time for an image is used up, and that cannot allocate memory beyond its limit; its death is treated
-as a result. The process is started on first use, decodes one image after another, and is restarted after it died.
+kills when the CPU time for an image is used up, and that cannot allocate memory beyond its limit; a crash is treated
+as a result. The process is started on first use, decodes one image after another, and is restarted after a crash.
 Images are passed in shared memory, requests and replies as lines of JSON.
 
 https://man7.org/linux/man-pages/man2/setitimer.2.html, …/man2/setrlimit.2.html, …/man2/memfd_create.2.html
@@ -78,7 +78,7 @@ class _Process:
             self.close()
             raise
 
-    def ask(self, request: dict[str, Any], data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
+    def call(self, request: dict[str, Any], data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
         """Send a request and return the reply and its bytes.
 
         Args:
@@ -191,21 +191,21 @@ def run_guarded(request: dict[str, Any], data: bytes, limits: Limits) -> tuple[d
     """
     try:
         with _pool.one() as process:
-            return process.ask(request, data, limits)
+            return process.call(request, data, limits)
     except EndedError as ended:
         if not ended.crashed:
-            return _why(ended, limits)
+            return _bad_image(ended, limits)
     try:  # retry once: the cause may be external, such as an administrator or a lack of memory
         with _pool.one() as process:
-            return process.ask(request, data, limits)
+            return process.call(request, data, limits)
     except EndedError as ended:
-        return _why(ended, limits)
+        return _bad_image(ended, limits)
 
 
-def _why(ended: EndedError, limits: Limits) -> BadImage:
+def _bad_image(ended: EndedError, limits: Limits) -> BadImage:
     if not ended.in_time or ended.status == -signal.SIGPROF:
         return BadImage(
-            Stage.DECODE, Reason.DECODE_TIMEOUT, f"decoding was ended after {limits.timeout_s:g} s of CPU time"
+            Stage.DECODE, Reason.DECODE_TIMEOUT, f"decoding was stopped after {limits.timeout_s:g} s of CPU time"
         )
     if ended.status in (EXIT_NO_MEMORY, -signal.SIGKILL):  # sent by the kernel when memory is exhausted
         mebibytes = limits.memory_bytes // 1024**2

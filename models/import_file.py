@@ -92,7 +92,7 @@ def inspect_file(path: Path) -> Inspection:
     Raises:
         ModelError: the file does not exist, is not a model, or is rejected; the message says why.
     """
-    answer = _apart(path, {"task": "inspect"})
+    answer = _run(path, {"task": "inspect"})
     for name in ("inputs", "outputs"):
         answer[name] = [
             Tensor(one["name"], one["dtype"], None if one["shape"] is None else tuple(one["shape"]))
@@ -137,7 +137,7 @@ def import_network(
         "pooled": pooled,
         "changes": dict(changes or {}),
     }
-    answer = _apart(path, request)
+    answer = _run(path, request)
     network = Network.model_validate(answer["network"])
     return Imported(
         network,
@@ -150,19 +150,19 @@ def import_network(
     )
 
 
-def _apart(path: Path, request: Mapping[str, Any]) -> Any:
+def _run(path: Path, request: Mapping[str, Any]) -> Any:
     if str(path) in INSTALLED and not path.exists():
         return run_sandboxed("models.import_work", {**request, "path": str(path), "installed": True}, TIMEOUT_S)
     is_folder = path.is_dir() and (path / SAVED_MODEL).is_file()
     if not is_folder and path.suffix.lower() not in SUFFIXES:
         raise ModelError(
-            f"a model is a file that ends in {', '.join(SUFFIXES)}, or the folder of a SavedModel, got {path.name!r}"
+            f"expected a file that ends in {', '.join(SUFFIXES)}, or the folder of a SavedModel, got {path.name!r}"
         )
     if not is_folder and not path.is_file():
         raise ModelError(f"there is no file {str(path)!r}")
     size = (path / SAVED_MODEL if is_folder else path).stat().st_size
     if not 0 < size <= MAX_BYTES:
-        raise ModelError(f"{path.name} has {size:,} bytes; a model has from 1 to {MAX_BYTES:,}")
+        raise ModelError(f"{path.name} has {size:,} bytes; expected from 1 to {MAX_BYTES:,}")
     try:
         return run_sandboxed("models.import_work", {**request, "path": str(path.resolve())}, TIMEOUT_S)
     except ModelError as error:

@@ -39,7 +39,7 @@ NEAR = 0.02
 
 
 @dataclass(frozen=True)
-class _Read:
+class _CheckedFile:
     """A checked file.
 
     Attributes:
@@ -59,7 +59,7 @@ def _answer(request: dict[str, Any]) -> Any:
     return _inspected(read) if request["task"] == "inspect" else _imported(path, read, request)
 
 
-def _read(path: Path) -> _Read:
+def _read(path: Path) -> _CheckedFile:
     """Check a file by its suffix, then raise the limits to what it needs."""
     readers = {".onnx": _read_onnx, ".tflite": _read_tflite, ".keras": _read_keras, ".h5": _read_keras}
     read = _read_saved_model(path) if path.is_dir() else readers[path.suffix.lower()](path)
@@ -67,7 +67,7 @@ def _read(path: Path) -> _Read:
     return read
 
 
-def _read_onnx(path: Path) -> _Read:
+def _read_onnx(path: Path) -> _CheckedFile:
     with path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed when the last view is released
     found = read_onnx(memoryview(content), path.parent)
@@ -77,10 +77,10 @@ def _read_onnx(path: Path) -> _Read:
         return "onnx", extract(path.read_bytes(), wanted, path.parent), wanted
 
     size = path.stat().st_size + sum((path.parent / name).stat().st_size for name in found.external)
-    return _Read("ONNX", found, size, prepare)
+    return _CheckedFile("ONNX", found, size, prepare)
 
 
-def _read_tflite(path: Path) -> _Read:
+def _read_tflite(path: Path) -> _CheckedFile:
     with path.open("rb") as file:
         head = file.read(8)
         if head[4:8] == b"TFL3":  # otherwise it need not be read
@@ -92,41 +92,45 @@ def _read_tflite(path: Path) -> _Read:
         wanted = tensor or _only(found.outputs)
         return "tflite", head if tensor is None else keep_tensor(head, tensor), wanted
 
-    return _Read("TensorFlow Lite", found, len(head), prepare)
+    return _CheckedFile("TensorFlow Lite", found, len(head), prepare)
 
 
-def _read_keras(path: Path) -> _Read:
+def _read_keras(path: Path) -> _CheckedFile:
     found = read_keras(path)
 
     def prepare(tensor: str | None) -> tuple[Format, bytes, str]:
         return "tflite", *_converted(lambda: convert_keras(path, tensor))
 
-    return _Read("Keras", found, path.stat().st_size, prepare)
+    return _CheckedFile("Keras", found, path.stat().st_size, prepare)
 
 
-def _read_saved_model(path: Path) -> _Read:
+def _read_saved_model(path: Path) -> _CheckedFile:
     found = read_saved_model(path)
 
     def prepare(tensor: str | None) -> tuple[Format, bytes, str]:
         return "tflite", *_converted(lambda: convert_saved_model(path, tensor))
 
-    return _Read("SavedModel", found, sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), prepare)
+    return _CheckedFile(
+        "SavedModel", found, sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), prepare
+    )
 
 
-def _installed() -> _Read:
+def _installed() -> _CheckedFile:
     """EfficientNet-Lite0 with its own head for ImageNet-1k."""
 
     def prepare(tensor: str | None) -> tuple[Format, bytes, str]:
         from models.convert import to_flatbuffer
 
         if tensor is not None:
-            raise ModelError("a classifier by name is taken whole; to fit a head, give train --backbone its name")
+            raise ModelError(
+                "a classifier by name is imported with its head; to fit a new one, pass its name to train --backbone"
+            )
         return "tflite", *_converted(lambda: (to_flatbuffer(efficientnet_lite0.build(include_top=True)), "top"))
 
     side = efficientnet_lite0.INPUT_SIZE[0]
     found = Contents(producer="keras", metadata={"names": json.dumps(imagenet_names())})
     found.inputs = [Tensor("scaled_pixels", "float32", (0, side, side, 3))]
-    return _Read("installed", found, 0, prepare)
+    return _CheckedFile("installed", found, 0, prepare)
 
 
 def _converted(convert: Callable[[], tuple[bytes, str]]) -> tuple[bytes, str]:
@@ -137,7 +141,7 @@ def _converted(convert: Callable[[], tuple[bytes, str]]) -> tuple[bytes, str]:
     return convert()
 
 
-def _inspected(read: _Read) -> dict[str, Any]:
+def _inspected(read: _CheckedFile) -> dict[str, Any]:
     found, guessed = read.contents, dict[str, str]()
     if len(found.inputs) == 1:
         _recipe(found.inputs[0], None, None, {}, guessed)
@@ -156,7 +160,7 @@ def _inspected(read: _Read) -> dict[str, Any]:
     return asdict(inspection)
 
 
-def _imported(path: Path, read: _Read, request: dict[str, Any]) -> dict[str, Any]:
+def _imported(path: Path, read: _CheckedFile, request: dict[str, Any]) -> dict[str, Any]:
     file_format, content, tensor = read.prepare(request["tensor"])
     inputs = (read_onnx(content) if file_format == "onnx" else read_tflite(content)).inputs
     if len(inputs) != 1:
@@ -176,7 +180,7 @@ def _imported(path: Path, read: _Read, request: dict[str, Any]) -> dict[str, Any
     engine = NetworkEngine(network, "pooled" if request["pooled"] else "flat", open_session(file_format, content))
     scores = engine(np.stack([_pixels(Path(image), recipe) for image in request["images"]]))
     if not np.isfinite(scores).all():
-        raise ModelError("it gives values for the sample images that are not finite")
+        raise ModelError("its output for the sample images is not finite")
     (Path(request["into"]) / FILES[file_format]).write_bytes(content)
     return {
         "network": network.model_dump(mode="json"),
@@ -194,7 +198,7 @@ def _sha256(path: Path) -> str:
 
 def _only(outputs: Sequence[Tensor]) -> str:
     if len(outputs) != 1:
-        raise ModelError(f"it has {len(outputs)} outputs, say which is meant, as FILE:NAME: {_listed(outputs)}")
+        raise ModelError(f"it has {len(outputs)} outputs, select one as FILE:NAME: {_listed(outputs)}")
     return outputs[0].name
 
 
@@ -223,11 +227,11 @@ def _recipe(
     if channels == 1:
         values.setdefault("channels", "gray")
     if channels and (values.get("channels") == "gray") != (channels == 1):
-        raise ModelError(f"its input has {channels} channels, --channels {values['channels']} does not fit")
+        raise ModelError(f"its input has {channels} channels, --channels {values['channels']} does not match")
     size = _input_size(sides, input_size, guessed)
     if preset is None:
         preset = _preset_of(taken, layout)
-        guessed["preset"] = f"{preset} (by the input: {layout}, {taken.dtype}; --preset sets it)"
+        guessed["preset"] = f"{preset} (from the input: {layout}, {taken.dtype}; override with --preset)"
     # The session quantises real values with the scale in the file.
     dtype = "float32" if taken.quantization else taken.dtype
     return recipe_of(preset, size, layout=layout, dtype=dtype, **values)
@@ -251,7 +255,7 @@ def _input_size(sides: Sequence[int], wanted: tuple[int, ...] | None, guessed: d
     if wanted is None:
         wanted = tuple(side or DEFAULT_SIDE for side in sides)
         if not all(sides):
-            guessed["input size"] = f"{wanted[0]}×{wanted[1]} (the file leaves it open; --input-size sets it)"
+            guessed["input size"] = f"{wanted[0]}×{wanted[1]} (not fixed by the file; override with --input-size)"
     height, width = wanted
     if any(side not in {0, want} for side, want in zip(sides, wanted, strict=True)):
         raise ModelError(f"its input is {sides[0]}×{sides[1]} pixels (0: not fixed), got {height}×{width}")
@@ -263,13 +267,13 @@ def _layout_of(shape: Sequence[int]) -> Layout:
         return "nhwc"
     if shape[1] in CHANNELS:
         return "nchw"
-    raise ModelError(f"its input has the shape {list(shape)} (0: not fixed): say by --layout nhwc or nchw what is what")
+    raise ModelError(f"its input has the shape {list(shape)} (0: not fixed): set --layout nhwc or nchw")
 
 
 def _pixels(path: Path, recipe: Recipe) -> Any:
     pixels = recipe.pixels(read_limited(path))
     if isinstance(pixels, BadImage):
-        raise ModelError(f"the sample image {path.name} does not decode: {pixels.detail}")
+        raise ModelError(f"the sample image {path.name} cannot be decoded: {pixels.detail}")
     return pixels
 
 

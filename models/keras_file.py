@@ -121,7 +121,7 @@ def _config_of_zip(path: Path) -> Any:
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, KeyError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"not a sound Keras file: {one_line(error)}") from error
+        raise ModelError(f"not a valid Keras file: {one_line(error)}") from error
 
 
 def _config_of_hdf5(path: Path) -> Any:
@@ -132,14 +132,14 @@ def _config_of_hdf5(path: Path) -> Any:
             config = file.attrs.get("model_config")
             if config is None:
                 raise ModelError(
-                    "it holds weights alone, without the layers: give --weights FILE to train with a backbone by name"
+                    "it contains only weights, without the layers: give --weights FILE to train with a backbone by name"
                 )
             _check_hdf5(file)
             return _json(config)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"not a sound HDF5 file: {one_line(error)}") from error
+        raise ModelError(f"not a valid HDF5 file: {one_line(error)}") from error
 
 
 def _check_hdf5(file: Any) -> None:
@@ -181,7 +181,7 @@ def _objects(config: Any) -> Iterator[dict[str, Any]]:
     while waiting:
         one, depth = waiting.pop()
         if depth > MAX_DEPTH:
-            raise ModelError(f"its layers lie more than {MAX_DEPTH} deep within each other")
+            raise ModelError(f"its layers are nested more than {MAX_DEPTH} levels deep")
         if isinstance(one, dict):
             if "class_name" in one:
                 yield one
@@ -202,14 +202,12 @@ def _check(config: Any) -> Iterator[str]:
             raise ModelError(f"{shown!r} is of the module {str(module)[:MAX_SHOWN]!r}, only Keras' own are loaded")
         if name == "function":
             if not isinstance(one.get("config"), str) or not str(one["config"]).isidentifier():
-                raise ModelError("it holds a function of its own, which is code; use Keras' own activations")
+                raise ModelError("it contains a custom function, which is code; use Keras' own activations")
             continue
         part = name in _PARTS or (name in _LEGACY_PARTS if module is None else str(module).startswith(_PACKAGES))
         if not part and name not in _LAYERS:
             why = (
-                "runs code that is in the file"
-                if name == "Lambda"
-                else "is not among those that classifiers consist of"
+                "runs code that is in the file" if name == "Lambda" else "is not one of those supported in classifiers"
             )
             raise ModelError(f"the layer {shown!r} {why}; it is not loaded")
         if not part:

@@ -77,7 +77,9 @@ class NetworkEngine:
         blank = np.zeros((1, *network.recipe.pixel_shape), network.recipe.pixel_dtype)
         self.n_features: int = self._features(blank).shape[1]
         if self.n_features > MAX_FEATURES:
-            raise ModelError(f"the network gives {self.n_features:,} features, at most {MAX_FEATURES:,} are taken")
+            raise ModelError(
+                f"the network computes {self.n_features:,} features, at most {MAX_FEATURES:,} are accepted"
+            )
 
     def __call__(self, images: NDArray[Any]) -> Features:
         """Features (N, D) of `images` (N, H, W, C), in their order; raises ModelError for another shape."""
@@ -95,7 +97,7 @@ class NetworkEngine:
             images = np.concatenate([images, np.zeros((batch - n, *images.shape[1:]), images.dtype)])
         values = self._session.run(self._recipe.tensor(images))
         if not values.size or values.size % len(images):
-            raise ModelError(f"the network gives a tensor of shape {values.shape} for {len(images)} images")
+            raise ModelError(f"the network returns a tensor of shape {values.shape} for {len(images)} images")
         values = values.reshape(len(images), -1) if values.shape[:1] != (len(images),) else values
         return self._reduced(values[:n].astype(np.float32))
 

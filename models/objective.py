@@ -11,7 +11,7 @@ from models.errors import ModelError
 from models.threshold import ThresholdAim, parse_threshold
 
 Metric = Literal["accuracy", "cost", "f1", "macro_f1", "log_loss"]
-LEAST_PROBABILITY = 1e-3  # of the true class, in comparisons by log loss
+MIN_PROBABILITY = 1e-3  # of the true class, in comparisons by log loss
 
 _NAMES = {"f1": "F1 of the second class", "macro_f1": "macro F1", "log_loss": "log loss"}
 
@@ -21,7 +21,7 @@ class Objective:
     """A metric of a model on labelled images.
 
     `accuracy`, `cost` and `log_loss` are means over images; `f1` (of the second of two classes) and `macro_f1` are not.
-    Probabilities are clipped to `LEAST_PROBABILITY` for the log loss: the mean of an unbounded loss has no confidence
+    Probabilities are clipped to `MIN_PROBABILITY` for the log loss: the mean of an unbounded loss has no confidence
     bound that holds for every distribution (Bahadur and Savage 1956, "The Nonexistence of Certain Statistical
     Procedures in Nonparametric Problems").
 
@@ -45,7 +45,7 @@ class Objective:
         """The largest difference that one image can make to a mean, or the largest difference of two F1 scores."""
         if self.costs is not None:
             return max(self.costs)
-        return -math.log(LEAST_PROBABILITY) if self.metric == "log_loss" else 1.0
+        return -math.log(MIN_PROBABILITY) if self.metric == "log_loss" else 1.0
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ class Objective:
     def check_classes(self, n_classes: int) -> None:
         """Raise ModelError if the objective requires two classes and there are others."""
         if self.metric in {"cost", "f1"} and n_classes != 2:  # noqa: PLR2004
-            raise ModelError(f"--metric {self} is for two classes, there are {n_classes}; give --metric accuracy")
+            raise ModelError(f"--metric {self} requires two classes, got {n_classes}; use --metric accuracy")
 
 
 ACCURACY = Objective()

@@ -20,7 +20,7 @@ MAX_DEPTH = 8  # of nested graphs
 MAX_SHOWN = 100  # characters of a name in a message
 # Operators of these domains are built into ONNX Runtime; others require a library with code.
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-REFUSED = {"Loop": "may never end", "Scan": "may never end"}
+REFUSED = {"Loop": "may not terminate", "Scan": "may not terminate"}
 _FROM_FILE = 1  # TensorProto.DataLocation.EXTERNAL
 # Bits of an element by TensorProto.DataType.
 _BITS = {
@@ -54,7 +54,7 @@ class _Check:
         found = self.found
         graphs = list(protobuf.messages(content, 7))
         if len(graphs) != 1:
-            raise ModelError(f"an ONNX file holds one graph, this one holds {len(graphs)}")
+            raise ModelError(f"an ONNX file has one graph, this one has {len(graphs)}")
         found.producer = " ".join(filter(None, (protobuf.text(content, 2), protobuf.text(content, 3))))[:MAX_SHOWN]
         for opset in protobuf.messages(content, 8):
             found.opsets[protobuf.text(opset, 1)] = protobuf.integer(opset, 2)
@@ -79,7 +79,7 @@ class _Check:
 
     def _graph(self, graph: memoryview, outer: frozenset[str], depth: int) -> None:
         if depth > MAX_DEPTH:
-            raise ModelError(f"graphs lie more than {MAX_DEPTH} deep within each other")
+            raise ModelError(f"graphs are nested more than {MAX_DEPTH} levels deep")
         defined = set(outer)
         for number, value in protobuf.fields(graph):
             if not isinstance(value, memoryview):
@@ -88,18 +88,18 @@ class _Check:
                 self._tensor(value)
                 defined.add(protobuf.text(value, 8))
             elif number == 15:  # noqa: PLR2004
-                raise ModelError("it holds sparse weights, which ONNX Runtime does not run: store them densely")
+                raise ModelError("it has sparse weights, which ONNX Runtime does not support: store them densely")
             elif number == 11:  # noqa: PLR2004
                 defined.add(protobuf.text(value, 1))
         computed = self._nodes(list(protobuf.messages(graph, 1)), defined, depth)
         for output in protobuf.messages(graph, 12):
             if (name := protobuf.text(output, 1)) not in computed:
-                raise ModelError(f"nothing computes its output {name[:MAX_SHOWN]!r}")
+                raise ModelError(f"no node computes its output {name[:MAX_SHOWN]!r}")
 
     def _nodes(self, nodes: Sequence[memoryview], defined: set[str], depth: int) -> set[str]:
         """Check nodes, given the names defined before them; returns these and the names that they compute."""
         if len(nodes) > MAX_NODES:
-            raise ModelError(f"it has {len(nodes):,} nodes, at most {MAX_NODES:,} are taken")
+            raise ModelError(f"it has {len(nodes):,} nodes, at most {MAX_NODES:,} are accepted")
         parsed = [_parse(node) for node in nodes]
         computed = {name for node in parsed for name in node.computes}
         if sum(len(node.computes) for node in parsed) > len(computed) or computed & defined - {""}:
@@ -116,7 +116,9 @@ class _Check:
         if (domain, kind) in self.functions:
             self.calls.append((domain, kind))
         elif domain not in DOMAINS:
-            raise ModelError(f"operator {name!r} is a custom one, which would run code; only ONNX's own are taken")
+            raise ModelError(
+                f"operator {name!r} is a custom operator, which would run code; only ONNX's own are accepted"
+            )
         elif kind in REFUSED:
             raise ModelError(f"operator {name!r} {REFUSED[kind]}: export the network without it")
         self.found.operators[name] += 1
@@ -164,7 +166,7 @@ class _Check:
             )
         self.external_bytes += length
         if self.external_bytes > MAX_BYTES:
-            raise ModelError(f"its weights have more than the {MAX_BYTES:,} bytes that are taken")
+            raise ModelError(f"its weights have more than the {MAX_BYTES:,} bytes that are accepted")
         self.found.external.add(location.name)
 
     def _check_expansion(self) -> None:
@@ -179,7 +181,7 @@ class _Check:
                 sizes[name] = 1 + sum(sizes[call] for call in waiting.pop(name))
         nodes = sum(self.found.operators.values()) + sum(sizes[call] for call in self.calls)
         if nodes > MAX_NODES:
-            raise ModelError(f"its functions expand to {nodes:,} nodes, at most {MAX_NODES:,} are taken")
+            raise ModelError(f"its functions expand to {nodes:,} nodes, at most {MAX_NODES:,} are accepted")
 
 
 def read_onnx(content: bytes | memoryview, folder: Path | None = None) -> Contents:
@@ -210,7 +212,7 @@ def extract(content: bytes, tensor: str, folder: Path | None = None) -> bytes:
     """
     model = memoryview(content)
     graph = next(protobuf.messages(model, 7))
-    nodes, needed = _needed(graph, tensor)
+    nodes, needed = _dependencies(graph, tensor)
     types = {protobuf.text(one, 1): one for number in (13, 12) for one in protobuf.messages(graph, number)}
     pieces = protobuf.field(2, protobuf.text(graph, 2).encode())
     for node in nodes:
@@ -228,16 +230,16 @@ def extract(content: bytes, tensor: str, folder: Path | None = None) -> bytes:
             whole += protobuf.field(number, value)
     whole += protobuf.joined(7, pieces)
     if sum(map(len, whole)) > MAX_BYTES:
-        raise ModelError(f"with its weights the file has more than the {MAX_BYTES:,} bytes that are taken")
+        raise ModelError(f"with its weights the file has more than the {MAX_BYTES:,} bytes that are accepted")
     return b"".join(whole)
 
 
-def _needed(graph: memoryview, tensor: str) -> tuple[list[_Node], set[str]]:
+def _dependencies(graph: memoryview, tensor: str) -> tuple[list[_Node], set[str]]:
     """The nodes that a tensor depends on, in order, and all names that they read and compute."""
     nodes = [_parse(node) for node in protobuf.messages(graph, 1)]
     if not any(tensor in node.computes for node in nodes):
         near = ", ".join([name for node in nodes for name in node.computes][-5:])
-        raise ModelError(f"the file computes no tensor {tensor!r}; the last ones that it does are {near}")
+        raise ModelError(f"the file computes no tensor {tensor!r}; the last tensors that it computes are {near}")
     defined = {protobuf.text(one, 8) for one in protobuf.messages(graph, 5)}
     defined |= {protobuf.text(one, 1) for one in protobuf.messages(graph, 11)}
     needed, kept = {tensor}, []
@@ -260,15 +262,15 @@ def external_place(tensor: memoryview, folder: Path | None) -> tuple[Path, int, 
     if folder is None:
         raise ModelError(f"weights are in another file, {shown!r}; all must be in the file itself")
     if not location or location != Path(location).name or "\\" in location or "\0" in location or location == "..":
-        raise ModelError(f"weights are in {shown!r}; they must be in a file beside the model, not elsewhere")
+        raise ModelError(f"weights are in {shown!r}; they must be in a file next to the model")
     path = folder / location
     if path.is_symlink() or not path.is_file():
-        raise ModelError(f"weights are in {shown!r}, and there is no such file beside the model")
+        raise ModelError(f"weights are in {shown!r}, and there is no such file next to the model")
     try:
         offset = int(entries.get("offset", "0"))
         length = int(entries.get("length", path.stat().st_size - offset))
     except ValueError:
-        raise ModelError(f"weights are in {shown!r}, at a place that is not a number") from None
+        raise ModelError(f"weights are in {shown!r}, at an offset that is not a number") from None
     return path, offset, length
 
 
@@ -313,7 +315,7 @@ def _parse(node: memoryview) -> _Node:
 def _read_within(node: memoryview, depth: int) -> list[str]:
     """The outer names that graphs in a node's attributes read."""
     if depth > MAX_DEPTH:
-        raise ModelError(f"graphs lie more than {MAX_DEPTH} deep within each other")
+        raise ModelError(f"graphs are nested more than {MAX_DEPTH} levels deep")
     reads: list[str] = []
     for attribute in protobuf.messages(node, 5):
         for number in (6, 11):

@@ -83,7 +83,7 @@ class MeanGain:
         """The gain on these images; positive if the candidate is better."""
         return float((self.values * self.counts).sum()) / max(1, self.rows)
 
-    def doubt(self, margin: float, level: float = 0.0, growth: float = 1.0) -> float:
+    def p_value(self, margin: float, level: float = 0.0, growth: float = 1.0) -> float:
         """The bootstrap probability of gains of at most `margin`: the p-value of "the gain is at most the margin".
 
         Computed to about 1e-8 without sampling: Dirichlet weights are gamma variables divided by their sum, so the mean
@@ -119,9 +119,9 @@ class MeanGain:
             return -self.most
         step, high = 1 / math.sqrt(self.rows), float(seen.max())
         low = self.value
-        while low > -self.most and self.doubt(low) > 1 - confidence:
+        while low > -self.most and self.p_value(low) > 1 - confidence:
             high, low, step = low, max(-self.most, low - step * self.most / 4), step * 2
-        return float(brentq(lambda gain: self.doubt(gain) - (1 - confidence), low, high, xtol=1e-9))
+        return float(brentq(lambda gain: self.p_value(gain) - (1 - confidence), low, high, xtol=1e-9))
 
     def swapped(self) -> Self:
         """The gain of the champion over the candidate."""
@@ -161,8 +161,8 @@ class F1Gain:
         """The gain on these images, over the classes that are true or predicted for any."""
         return float(self._gains(self.counts[None, :].astype(np.float64), self.cells)[0]) if self.rows else 0.0
 
-    def doubt(self, margin: float, level: float, growth: float = 1.0) -> float:
-        """As `MeanGain.doubt`; more samples are drawn for smaller levels."""
+    def p_value(self, margin: float, level: float, growth: float = 1.0) -> float:
+        """As `MeanGain.p_value`; more samples are drawn for smaller levels."""
         below = self._drawn(level, growth) <= margin
         return float(1 + below.sum()) / (1 + len(below))  # never 0 (Davison and Hinkley 1997, section 4.2)
 
@@ -231,11 +231,11 @@ def images_needed(gain: Gain, margin: float, level: float) -> int | None:
     if not gain.rows or gain.value <= margin:
         return None
     low, high = 1.0, 2.0
-    while gain.doubt(margin, level, high) >= level:
+    while gain.p_value(margin, level, high) >= level:
         low, high = high, high * 2
         if high > MAX_GROWTH:
             return None
     while high / low > 1.02:  # noqa: PLR2004  precise enough
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if gain.doubt(margin, level, middle) < level else (middle, high)
+        low, high = (low, middle) if gain.p_value(margin, level, middle) < level else (middle, high)
     return math.ceil(gain.rows * high)

@@ -203,13 +203,13 @@ def is_cut_off(data: bytes, image_format: str) -> bool:
             directory = int.from_bytes(data[4:8], "little" if data.startswith(b"I") else "big")
             whole = directory + 2 <= len(data)
         case "AVIF" | "HEIF":
-            whole = _whole_boxes(data)
+            whole = _boxes_are_complete(data)
         case _:
             whole = True
     return not whole
 
 
-def _whole_boxes(data: bytes) -> bool:
+def _boxes_are_complete(data: bytes) -> bool:
     """Whether the boxes of an ISO base media file (ISO/IEC 14496-12) end within the file."""
     at = 0
     for _ in range(_MAX_BOXES):

@@ -120,7 +120,7 @@ class GramSums:
     def add(self, rows: Features) -> None:
         """Add rows (N, D)."""
         if len(rows):
-            self.n, self.mean, centred = taken_in(self.n, self.mean, rows)
+            self.n, self.mean, centred = mean_and_centred(self.n, self.mean, rows)
             self.scatter += centred.T @ centred
 
     def merge(self, other: "GramSums") -> None:
@@ -130,7 +130,9 @@ class GramSums:
         self.scatter += np.outer(between, between)
 
 
-def taken_in(n: int, mean: NDArray[np.float64], rows: Features) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+def mean_and_centred(
+    n: int, mean: NDArray[np.float64], rows: Features
+) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
     """Row count and mean (D,) after adding N ≥ 1 rows, and the (N + 1, D) centred rows to add to the scatter matrix.
 
     These are the rows about their own mean, and one for the difference between that mean and `mean`.
@@ -156,7 +158,7 @@ def merged_means(
 
 
 def check_pca_memory(n_features: int, size: int | None = None) -> None:
-    """Refuse a PCA whose sums do not fit: D x D, or D x `size` for a randomized one.
+    """Reject a PCA whose sums do not fit into memory: D x D, or D x `size` for a randomized one.
 
     Raises:
         ModelError: they need more than `MAX_PCA_BYTES`; says how much, and what to do instead.
@@ -174,7 +176,7 @@ def check_pca_memory(n_features: int, size: int | None = None) -> None:
     raise ModelError(
         f"PCA of {n_features:,} features needs {needed / 1e9:.1f} GB for its sums in every worker and "
         f"{_EIGEN_COPIES * needed / 1e9:.0f} GB to solve them, at most {MAX_PCA_BYTES / 1e9:.1f} GB of sums is "
-        "allowed; take a sparse random projection, a randomized PCA with few components, or the backbone's pooled "
+        "allowed; use a sparse random projection, a randomized PCA with few components, or the backbone's pooled "
         "output"
     )
 

@@ -104,8 +104,8 @@ def make_random_projection(
     """
     if not 1 <= n_out <= n_in <= MAX_WIDTH:
         raise ModelError(
-            f"random projection makes features narrower: it needs 1 to {n_in} columns, got {n_out}; "
-            "a larger eps asks for fewer columns, and features this narrow suit PCA"
+            f"random projection reduces the number of columns: expected 1 to {n_in}, got {n_out}; "
+            "a larger eps requires fewer columns, and PCA suits features this narrow"
         )
     density = 1 / sqrt(n_in) if density is None else density
     if not 0 < density <= 1:
@@ -143,5 +143,5 @@ def random_projection_from_arrays(n_in: int, arrays: Arrays) -> SparseRandomProj
     rising = np.diff(columns) > 0
     rising[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < len(columns))] - 1] = True  # between two rows
     if len(columns) and (columns.min() < 0 or columns.max() >= n_in or not rising.all()):
-        raise ModelError(f"the random projection has columns that are not rising numbers from 0 to {n_in - 1}")
+        raise ModelError(f"the random projection has columns that are not ascending numbers from 0 to {n_in - 1}")
     return SparseRandomProjection(n_in, indptr, columns, signs, float(magnitude[0]), int(seed[0]))

@@ -21,9 +21,9 @@ from models.projection import (
     PCA,
     check_pca_memory,
     components_to_keep,
+    mean_and_centred,
     merged_means,
     pca_of,
-    taken_in,
     variance_of_rounding,
 )
 
@@ -72,7 +72,7 @@ class RangeSketch:
     def add(self, rows: Features) -> None:
         """Add rows (N, D)."""
         for start in range(0, len(rows), _BLOCK):
-            self.n, self.mean, centred = taken_in(self.n, self.mean, rows[start : start + _BLOCK])
+            self.n, self.mean, centred = mean_and_centred(self.n, self.mean, rows[start : start + _BLOCK])
             self.squares += float(np.vdot(centred, centred))
             self.sketch += centred.T @ (centred @ self.directions)
 
@@ -111,7 +111,7 @@ def fit_randomized_pca(sketch: RangeSketch, explained_variance: float | None = N
     if k is None and explained_variance is not None and ratio.sum() < explained_variance <= 1:
         raise ModelError(
             f"a sketch of {sketch.size} columns explains {ratio.sum():.3f} of the variance, "
-            f"{explained_variance} was asked for; take a wider sketch, or a number of components"
+            f"{explained_variance} was requested; use a wider sketch, or a number of components"
         )
     kept = components_to_keep(ratio, min(rank, sketch.n - 1), explained_variance, k)
     return pca_of(sketch.mean, vectors[:, :kept].T, ratio)
@@ -130,7 +130,7 @@ def _nystrom(
     try:
         factor = linalg.cholesky((core + core.T) / 2)
     except linalg.LinAlgError as error:
-        raise ModelError("the sketch is of too few or too similar rows for its size; take a smaller one") from error
+        raise ModelError("the sketch is of too few or too similar rows for its size; use a smaller one") from error
     root = linalg.solve_triangular(factor, shifted.T, trans="T").T
     vectors, singular, _ = linalg.svd(root, full_matrices=False)
     return np.maximum(singular**2 - shift, 0.0), vectors

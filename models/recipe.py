@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.decode import DEFAULT_LIMITS, BadImage, Limits, Picture, Resize, decode_marked, decode_whole
+from models.decode import DEFAULT_LIMITS, BadImage, Limits, Picture, Resize, decode_full_size, decode_marked
 from models.errors import ModelError
 
 MAX_SIDE = 2048  # of the input of a network
@@ -79,14 +79,14 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.fit == "resize_crop") != (self.shorter_side is not None):
-            raise ValueError("shorter_side is for the fit resize_crop, which needs it")
+            raise ValueError("shorter_side is required with the fit resize_crop, and only allowed with it")
         if self.shorter_side is not None and self.shorter_side < max(self.input_size):
-            raise ValueError(f"a shorter side of {self.shorter_side} leaves no window of {self.input_size}")
+            raise ValueError(f"a shorter side of {self.shorter_side} is less than the crop of {self.input_size}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in {1, self.n_channels}:
-                raise ValueError(f"{name} has one value or {self.n_channels}, got {len(values)}")
+                raise ValueError(f"{name}: expected one value or {self.n_channels}, got {len(values)}")
         if not all(self.std) or not self.scale:
-            raise ValueError("scale and std are not 0")
+            raise ValueError("scale and std must not be 0")
         return self
 
     @property
@@ -116,7 +116,7 @@ class Recipe(BaseModel):
 
     def picture(self, data: bytes | None, limits: Limits = DEFAULT_LIMITS) -> Picture | BadImage:
         """As `pixels`, with the damage of an image that was decoded despite it."""
-        found = decode_whole(data, limits)
+        found = decode_full_size(data, limits)
         return found if isinstance(found, BadImage) else found._replace(pixels=self.fitted(found.pixels))
 
     def fitted(self, picture: NDArray[np.uint8]) -> Pixels:
@@ -162,7 +162,7 @@ class Recipe(BaseModel):
         return self.dtype == "uint8" and self.scale == 1 and not any(self.mean) and set(self.std) == {1.0}
 
     def _window(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """What of a picture is resized to the input size: (left, top, right, bottom) in its pixels."""
+        """The part of a picture that is resized to the input size: (left, top, right, bottom) in its pixels."""
         if self.fit == "stretch":
             return 0, 0, width, height
         want_height, want_width = self.input_size
@@ -281,7 +281,7 @@ def recipe_of(preset: str, input_size: tuple[int, int], **changes: Any) -> Recip
     try:
         return Recipe(input_size=input_size, **values)
     except ValueError as error:
-        raise ModelError(f"the preprocessing does not make sense: {_first_line(error)}") from error
+        raise ModelError(f"the preprocessing is inconsistent: {_first_line(error)}") from error
 
 
 def _first_line(error: ValueError) -> str:

@@ -32,14 +32,14 @@ def read_saved_model(folder: Path) -> Contents:
     """
     file = folder / FILE
     if any(path.is_symlink() for path in folder.rglob("*")):
-        raise ModelError("it holds a link, which could lead out of the folder")
+        raise ModelError("it contains a link, which could lead out of the folder")
     if file.stat().st_size > MAX_GRAPH_BYTES:
-        raise ModelError(f"its graph has {file.stat().st_size:,} bytes, at most {MAX_GRAPH_BYTES:,} are taken")
+        raise ModelError(f"its graph has {file.stat().st_size:,} bytes, at most {MAX_GRAPH_BYTES:,} are accepted")
     content = memoryview(file.read_bytes())
     found = Contents(producer="tensorflow")
     graphs = list(protobuf.messages(content, 2))
     if len(graphs) != 1:
-        raise ModelError(f"a SavedModel for serving holds one graph, this one holds {len(graphs)}")
+        raise ModelError(f"a SavedModel for serving has one graph, this one has {len(graphs)}")
     operators: Counter[str] = Counter()
     for graph in protobuf.messages(graphs[0], 2):
         _count(graph, 1, operators)
@@ -48,7 +48,7 @@ def read_saved_model(folder: Path) -> Contents:
                 _count(function, 3, operators)
     for name in operators:
         if name not in _OF_SAVING and any(part in name for part in _REACHING_OUT):
-            raise ModelError(f"operator {name[:100]!r} reaches out of the graph; it is not loaded")
+            raise ModelError(f"operator {name[:100]!r} accesses resources outside the graph; the model is not loaded")
     _check_start(graphs[0])
     found.operators = operators
     return found
@@ -63,7 +63,7 @@ def convert_saved_model(folder: Path, tensor: str | None) -> tuple[bytes, str]:
     import tensorflow as tf
 
     if tensor is not None:
-        raise ModelError("of a SavedModel the output is taken; export the network up to the tensor that is meant")
+        raise ModelError("the output of a SavedModel cannot be selected: export the network up to the required tensor")
     try:
         converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -93,5 +93,5 @@ def _check_start(meta_graph: memoryview) -> None:
                     name = protobuf.text(info, 1).split(":")[0]
                     if kinds.get(name) != "NoOp":
                         raise ModelError(
-                            f"loading it would run {kinds.get(name, name)[:100]!r}; only a network is taken"
+                            f"loading it would run {kinds.get(name, name)[:100]!r}; only a network is accepted"
                         )

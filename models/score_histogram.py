@@ -1,8 +1,8 @@
 """Histograms of scores in bounded memory, from which ROC curves of any number of rows are computed.
 
 A score is the log-odds of a class, rounded to float32 and represented by its bits in sortable order. While there are
-more distinct scores than room, the lowest remaining bit of all scores is dropped: the bins adapt to where scores are
-dense, and are exact for up to `SCORES_PER_CLASS` rows. The result does not depend on the order of merging.
+more distinct scores than `max_keys`, the lowest remaining bit of all scores is dropped: the bins adapt to where scores
+are dense, and are exact for up to `SCORES_PER_CLASS` rows. The result does not depend on the order of merging.
 """
 
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class ScoreHistogram:
     _new: list[tuple[Keys, Counts]] = field(default_factory=list, repr=False)
 
     @property
-    def room(self) -> int:
+    def max_keys(self) -> int:
         """The maximum number of keys."""
         return max(self.n_classes, min(self.n_classes * SCORES_PER_CLASS, MAX_SCORES))
 
@@ -46,13 +46,13 @@ class ScoreHistogram:
         classes = np.arange(self.n_classes)
         keys = (classes.astype(np.uint64) << np.uint64(_SCORE_BITS)) | _sortable(odds)
         mine = (truth[:, None] == classes).ravel().astype(np.int64)
-        self._take(keys.ravel(), np.stack([1 - mine, mine]))
+        self._add_pending(keys.ravel(), np.stack([1 - mine, mine]))
 
     def merge(self, other: "ScoreHistogram") -> None:
         """Add the scores of other rows."""
         other.compact()
         self.dropped = max(self.dropped, other.dropped)
-        self._take(other.keys, other.counts)
+        self._add_pending(other.keys, other.counts)
 
     def of_class(self, index: int) -> tuple[Counts, Counts]:
         """(others, members): rows per bin by ascending score of a class."""
@@ -69,21 +69,21 @@ class ScoreHistogram:
         return _score_of(keys), _score_of(keys | np.uint32((1 << self.dropped) - 1))
 
     def compact(self) -> None:
-        """Merge pending scores, dropping bits until there is room."""
+        """Merge pending scores, dropping bits until they fit."""
         if not self._new:
             return
         keys = np.concatenate([self.keys, *(keys for keys, _ in self._new)])
         counts = np.concatenate([self.counts, *(counts for _, counts in self._new)], axis=1)
         self._new.clear()
         keys, counts = _grouped(keys, counts, self.dropped)
-        while len(keys) > self.room:
+        while len(keys) > self.max_keys:
             self.dropped += 1
             keys, counts = _grouped(keys, counts, self.dropped)
         self.keys, self.counts = keys, counts
 
-    def _take(self, keys: Keys, counts: Counts) -> None:
+    def _add_pending(self, keys: Keys, counts: Counts) -> None:
         self._new.append((keys, counts))
-        if sum(len(keys) for keys, _ in self._new) > self.room:  # sorting after every few rows would be slow
+        if sum(len(keys) for keys, _ in self._new) > self.max_keys:  # sorting after every few rows would be slow
             self.compact()
 
 

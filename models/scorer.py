@@ -217,7 +217,7 @@ def _own_engine(entry: BackboneEntry, content: bytes, threads: int, providers: S
         spec = find_backbone(entry.name, entry.output, entry.input_size)
         pixels = Preprocessing(entry.scale, entry.offset, entry.channel_order, entry.channel_means)
         if pixels != spec.preprocessing or entry.precision != "float32":
-            raise ModelError(f"the manifest has {entry.name} prepare pixels in another way, or in integers")
+            raise ModelError(f"the manifest prepares pixels for {entry.name} in another way, or is quantised")
         return KerasEngine.of(spec, content)
     return LiteRTEngine(content, threads=threads)
 
@@ -248,7 +248,7 @@ def golden_arrays(scorer: Scorer, images: Sequence[bytes]) -> Arrays:
     """
     decoded = scorer.decode(images)
     if decoded.bad or not decoded.rows:
-        raise ModelError("golden predictions need at least one image, and only images that decode")
+        raise ModelError("golden predictions need at least one image, and every image must be decodable")
     probabilities = scorer.probabilities(scorer.features(decoded.images))
     return {
         "lengths": np.array([len(image) for image in images], np.int64),
@@ -273,10 +273,10 @@ def check_golden(bundle: Bundle, scorer: Scorer) -> None:
     fits = n > 0 and data.dtype == np.uint8 and data.ndim == 1 and (lengths > 0).all() and lengths.sum() == len(data)
     answers = expected.dtype == np.float32 and expected.shape == (n, len(manifest.classes))
     if not fits or not answers or not np.isfinite(expected).all():
-        raise ModelError(f"{GOLDEN} is inconsistent: lengths, data and probabilities do not fit together")
+        raise ModelError(f"{GOLDEN} is inconsistent: lengths, data and probabilities do not match")
     decoded = scorer.decode(golden_images(arrays))
     if decoded.bad:
-        raise ModelError("a golden image does not decode")
+        raise ModelError("a golden image cannot be decoded")
     try:
         got = scorer.probabilities(scorer.features(decoded.images))
     except (RuntimeError, ValueError) as error:
@@ -285,7 +285,7 @@ def check_golden(bundle: Bundle, scorer: Scorer) -> None:
     if not worst <= manifest.golden_tolerance:  # also catches NaN
         raise ModelError(
             f"golden predictions differ by {worst:.2g}, more than the {manifest.golden_tolerance:g} allowed: "
-            "the model does not compute here what it computed when it was made"
+            "the model does not reproduce its recorded results on this machine"
         )
 
 

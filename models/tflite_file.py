@@ -36,7 +36,7 @@ def read_tflite(content: bytes) -> Contents:
     except ModelError:
         raise
     except _UNREADABLE as error:
-        raise ModelError(f"not a sound TensorFlow Lite file: {type(error).__name__}, {error}") from error
+        raise ModelError(f"not a valid TensorFlow Lite file: {type(error).__name__}, {error}") from error
     found.metadata = _labels(content)
     return found
 
@@ -56,7 +56,7 @@ def keep_tensor(content: bytes, tensor: str) -> bytes:
     computed = [int(at) for operator in graph.operators for at in operator.outputs]
     if (place := next((at for at in computed if names[at] == tensor), None)) is None:
         near = ", ".join(names[at] for at in computed[-5:])
-        raise ModelError(f"the file computes no tensor {tensor!r}; the last ones that it does are {near}")
+        raise ModelError(f"the file computes no tensor {tensor!r}; the last tensors that it computes are {near}")
     needed, kept = {place}, []
     for operator in reversed(graph.operators):
         if needed.intersection(map(int, operator.outputs)):
@@ -82,9 +82,11 @@ def _read(content: bytes) -> Contents:
         name = kinds.get(number, f"operator {number}")
         if name == "CUSTOM":
             custom = _name(code.CustomCode())[:100]
-            raise ModelError(f"operator {custom!r} is a custom one, which would run code; only built-in ones are taken")
+            raise ModelError(
+                f"operator {custom!r} is a custom operator, which would run code; only built-in ones are accepted"
+            )
         if name in _LOOPS:
-            raise ModelError(f"operator {name} may never end: export the network without it")
+            raise ModelError(f"operator {name} may not terminate: export the network without it")
         codes.append(name)
     if model.SubgraphsLength() != 1:
         raise ModelError(f"expected one graph, it has {model.SubgraphsLength()}")
@@ -92,7 +94,7 @@ def _read(content: bytes) -> Contents:
     sizes = [_buffer_size(model.Buffers(at), len(content)) for at in range(model.BuffersLength())]
     tensors = [_tensor(graph.Tensors(at), sizes, found) for at in range(graph.TensorsLength())]
     if graph.OperatorsLength() > MAX_OPERATORS:
-        raise ModelError(f"it has {graph.OperatorsLength():,} operators, at most {MAX_OPERATORS:,} are taken")
+        raise ModelError(f"it has {graph.OperatorsLength():,} operators, at most {MAX_OPERATORS:,} are accepted")
     computed: set[int] = set()
     for at in range(graph.OperatorsLength()):
         operator = graph.Operators(at)
@@ -134,7 +136,7 @@ def _tensor(tensor: Any, sizes: list[int], found: Contents) -> Tensor:
 def _buffer_size(buffer: Any, file_size: int) -> int:
     size = int(buffer.DataLength())
     if buffer.Offset() > 1 or buffer.Size() > 1:
-        raise ModelError("its weights lie behind the flatbuffer, which is not taken")
+        raise ModelError("its weights are stored after the flatbuffer, which is not supported")
     if size > file_size:
         raise ModelError(f"a buffer claims {size:,} bytes, the file has {file_size:,}")
     if size:
@@ -146,7 +148,7 @@ def _places(numbers: Any, n: int) -> list[int]:
     """Indices of tensors, without -1, which stands for an omitted one."""
     places = [int(at) for at in np.atleast_1d(numbers)] if not isinstance(numbers, int) else []
     if any(not -1 <= at < n for at in places):
-        raise ModelError(f"it names a tensor that it does not have: {max(places)} of {n}")
+        raise ModelError(f"it refers to a tensor that does not exist: {max(places)} of {n}")
     return [at for at in places if at >= 0]
 
 

@@ -66,7 +66,7 @@ class _Translation:
         opset = protobuf.joined(8, [*protobuf.field(1, b""), *protobuf.field(2, OPSET)])
         return b"".join([*protobuf.field(1, IR_VERSION), *opset, *protobuf.joined(7, graph)])
 
-    # What a tensor is.
+    # Properties of tensors.
 
     def _shape_of(self, place: int) -> list[int]:
         tensor = self._graph.Tensors(place)
@@ -104,7 +104,7 @@ class _Translation:
         found = self._constant(place)
         return _name(place) if found is None else self._weight(found)
 
-    # What is written.
+    # Writing nodes.
 
     def _new(self) -> bytes:
         self._n_names += 1

@@ -51,8 +51,8 @@ def parse_threshold(text: str) -> ThresholdAim:
     if name != "cost" and len(values) == 1 and 0 < values[0] < 1:
         return ThresholdAim(fixed=values[0])
     raise ModelError(
-        "a threshold is a number between 0 and 1, or f1, or cost:FP:FN with what a false positive and a false negative "
-        f"cost, such as cost:1:5; got {text!r}"
+        "expected a threshold between 0 and 1, f1, or cost:FP:FN with the costs of a false positive and a negative, "
+        f"such as cost:1:5; got {text!r}"
     )
 
 
@@ -67,13 +67,13 @@ def best_threshold(scores: ScoreHistogram, aim: ThresholdAim) -> float:
         ModelError: other than two classes, or rows of one of them only.
     """
     if scores.n_classes != 2:  # noqa: PLR2004
-        raise ModelError(f"a threshold is for two classes, there are {scores.n_classes}")
+        raise ModelError(f"a threshold requires two classes, got {scores.n_classes}")
     if aim.fixed is not None:
         return aim.fixed
     others, members = scores.of_class(_SECOND)
     if not others.any() or not members.any():
         raise ModelError(
-            "the best threshold shows on rows of both classes, "
+            "the best threshold requires rows of both classes, "
             f"got {members.sum()} of the second and {others.sum()} others"
         )
     # Cut i predicts the second class for scores from number i; the last cut, for none.

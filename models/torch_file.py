@@ -148,7 +148,7 @@ def _materialise(name: str, view: _View, storage: NDArray[Any]) -> NDArray[Any]:
     if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
         raise ModelError(f"tensor {name} has shape {shape} and strides {strides}")
     if not all(isinstance(number, int) and number >= 0 for number in numbers):
-        raise ModelError(f"tensor {name} has an offset, size or stride that is no count")
+        raise ModelError(f"tensor {name} has an offset, size or stride that is not a count")
     empty = 0 in shape
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if np.dtype(view.storage.dtype) != storage.dtype or (not empty and last >= len(storage)):

@@ -103,7 +103,7 @@ def _claimed_by_h5(stream: IO[bytes]) -> int:
             group = pending.pop()
             for name in group:
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    raise ModelError(f"{name!r} is a link to elsewhere")
+                    raise ModelError(f"{name!r} is a link to another file")
                 one = group[name]
                 if isinstance(one, h5py.Group):
                     pending.append(one)

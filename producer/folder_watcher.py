@@ -54,7 +54,7 @@ class FolderWatcher:
         entered: set[str] = set()
         for start in self._folders if folder is None else (folder,):
             # Folders that cannot be listed are ignored: the next scan may succeed.
-            yield from filter(self._wanted, walk(start, entered=entered, skip=_ignored, in_order=False))
+            yield from filter(self._is_included, walk(start, entered=entered, skip=_ignored, in_order=False))
 
     def changes(self) -> tuple[list[str], bool]:
         """Return the names created or changed since the last call, and whether any were dropped as too many.
@@ -68,7 +68,7 @@ class FolderWatcher:
         if self._error is not None:
             raise PublishError(f"the folders cannot be watched: {self._error}") from self._error
         named = filter(None, map(self._named, changed))
-        return sorted(filter(self._wanted, named)), overflowed
+        return sorted(filter(self._is_included, named)), overflowed
 
     def close(self) -> None:
         """Wait for the thread to end; `stop` must be set."""
@@ -98,7 +98,7 @@ class FolderWatcher:
         finally:
             self._following.set()
 
-    def _wanted(self, name: str) -> bool:
+    def _is_included(self, name: str) -> bool:
         """Whether a file may be published: links that lead outside the folders count only with `follow_links`."""
         return self._inside is None or os.path.realpath(name).startswith(self._inside)
 

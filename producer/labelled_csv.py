@@ -162,7 +162,7 @@ def _has_columns(header: Sequence[str], keys: Sequence[str]) -> bool:
 
 
 def _lines(path: Path, text: io.TextIOWrapper) -> Iterator[str]:
-    """The lines, each bounded: the csv module itself would read one of any length. Null characters end no string."""
+    """The lines, each bounded, as the csv module reads one of any length. A null character does not end a string."""
     for number, line in enumerate(iter(lambda: text.readline(MAX_LINE_CHARS + 1), ""), start=1):
         if len(line) > MAX_LINE_CHARS:
             raise PublishError(f"{path}, line {number}: longer than {MAX_LINE_CHARS:,} characters; expected path,label")

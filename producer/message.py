@@ -25,7 +25,7 @@ TOPIC_CONFIGURATION = {"compression.type": "uncompressed"}
 SPEC_VERSION = "1.0"
 EVENT_TYPE = "imagestream.image.published"
 UNKNOWN_CONTENT = "application/octet-stream"
-SNIFF_BYTES = 18  # as many first bytes as `content_type` looks at
+SNIFF_BYTES = 18  # number of first bytes that `content_type` reads
 MAGIC = {
     b"\xff\xd8\xff": "image/jpeg",
     b"\x89PNG\r\n\x1a\n": "image/png",

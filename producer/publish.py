@@ -1,6 +1,6 @@
 """Publishing files to Kafka: each becomes one acknowledged message, or is reported with the reason why not.
 
-A file is read only when there is room for it, so memory is bounded whatever the number and size of the files.
+A file is read only when there is room for it, so memory is bounded regardless of the number and size of the files.
 """
 
 import os
@@ -122,7 +122,7 @@ def publish(
         connect_timeout_s: the time to wait for a broker, in seconds.
 
     Returns:
-        The summary, which also reports a failed delivery or Ctrl-C: both stop options files and wait for the messages
+        The summary, which also reports a failed delivery or Ctrl-C: both stop reading files and wait for the messages
         in flight.
 
     Raises:

@@ -264,7 +264,7 @@ def _topic_limit(admin: "KafkaAdminClient", bootstrap_servers: str, topic: str) 
         asked = ConfigResource(ConfigResourceType.TOPIC, topic, ["max.message.bytes"])
         try:
             answer: dict[str, Any] = admin.describe_configs([asked], config_filter="all")
-        except AuthorizationError:  # a right to write does not include reading the configuration
+        except AuthorizationError:  # permission to write does not include reading the configuration
             return unknown
         return int(answer["topic"][topic]["max.message.bytes"]["value"])
     except (KeyError, TypeError):  # a broker may withhold its configuration

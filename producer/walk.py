@@ -18,7 +18,7 @@ def walk(
         entered: the real paths of folders already walked, which is updated; it ends loops of symbolic links.
         skip: whether to leave out the file or folder of this name.
         on_error: called with a path and the reason for each folder that cannot be listed and each broken link.
-        in_order: sort the entries of each folder by name. False holds no more than one entry in memory.
+        in_order: sort the entries of each folder by name. False keeps only one entry in memory at a time.
     """
     real = os.path.realpath(folder)
     if real in entered:

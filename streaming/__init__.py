@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streaming.answers import predictions, quarantine, sql
 
+DISTRIBUTION = "imagestream"  # read without an import, see `imagestream._taken`
 __all__ = ["predictions", "quarantine", "sql"]
 
 

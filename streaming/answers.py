@@ -62,7 +62,7 @@ def predictions(
     Raises:
         ServiceError: see `sql`.
     """
-    values = {"label": label, "below": below, "version": version, "since": _moment(since)}
+    values = {"label": label, "below": below, "version": version, "since": _time_of(since)}
     return _select(home, PREDICTIONS, PREDICTIONS_ORDER, values, limit, at)
 
 
@@ -86,7 +86,7 @@ def quarantine(
     Raises:
         ServiceError: see `sql`.
     """
-    return _select(home, QUARANTINE, QUARANTINE_ORDER, {"reason": reason, "since": _moment(since)}, limit, at)
+    return _select(home, QUARANTINE, QUARANTINE_ORDER, {"reason": reason, "since": _time_of(since)}, limit, at)
 
 
 def sql(
@@ -113,10 +113,10 @@ def sql(
     from streaming.query import query
 
     settings = read_settings(home)
-    return query(settings, statement, parameters=parameters, timeout_s=timeout_s, at=_moment(at))
+    return query(settings, statement, parameters=parameters, timeout_s=timeout_s, at=_time_of(at))
 
 
-def moment(text: Moment) -> datetime:
+def parse_time(text: Moment) -> datetime:
     """A time with a time zone, by default UTC; a date is its midnight.
 
     Raises:
@@ -131,8 +131,8 @@ def moment(text: Moment) -> datetime:
     return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
-def _moment(value: Moment | None) -> datetime | None:
-    return None if value is None else moment(value)
+def _time_of(value: Moment | None) -> datetime | None:
+    return None if value is None else parse_time(value)
 
 
 def _select(

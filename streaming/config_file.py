@@ -41,7 +41,7 @@ def read_config_file(file: Path, names: Collection[str], places: Collection[str]
     for name in values:
         if name not in names:
             raise UsageError(f"{file}: there is no setting {name!r}, {nearest(name, names)}")
-    return {name: _beside(file, value) if name in places else value for name, value in values.items()}
+    return {name: _resolved(file, value) if name in places else value for name, value in values.items()}
 
 
 def nearest(name: str, names: Collection[str]) -> str:
@@ -51,7 +51,7 @@ def nearest(name: str, names: Collection[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(names))}"
 
 
-def _beside(file: Path, value: object) -> object:
+def _resolved(file: Path, value: object) -> object:
     if not isinstance(value, str) or is_uri(value):  # other types are rejected by the setting itself
         return value
     return file.absolute().parent / Path(value).expanduser()

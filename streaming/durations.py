@@ -10,14 +10,14 @@ PATTERN = r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?"
 
 
 def parse_duration(
-    text: str | float, *, plain: str | None = "s", least_s: float = 0.0, most_s: float = 366 * 86_400.0
+    text: str | float, *, plain: str | None = "s", min_s: float = 0.0, max_s: float = 366 * 86_400.0
 ) -> float:
     """Parse a duration such as 500ms, 10s, 15m, 24h or 7d.
 
     Args:
         text: the duration.
         plain: the unit of a number without a unit; None if a unit is required.
-        least_s, most_s: the limits, inclusive.
+        min_s, max_s: the limits, inclusive.
 
     Returns:
         Seconds.
@@ -28,9 +28,9 @@ def parse_duration(
     match = re.fullmatch(PATTERN, str(text).strip(), re.ASCII)
     unit = (match[2] or plain) if match else None
     seconds = float(match[1]) * UNITS[unit] if match and unit else -1.0
-    if not least_s <= seconds <= most_s:
+    if not min_s <= seconds <= max_s:
         raise UsageError(
-            f"expected a time such as 10s, 15m, 24h or 7d, from {show_duration(least_s)} to {show_duration(most_s)}, "
+            f"expected a time such as 10s, 15m, 24h or 7d, from {show_duration(min_s)} to {show_duration(max_s)}, "
             f"got {str(text)[:40]!r}"
         )
     return seconds

@@ -36,7 +36,7 @@ HONOURED = {
     "SPARK_BUFFER_SIZE",
 }
 # The configuration of a cluster, which a master other than `local` needs.
-OF_A_CLUSTER = ("HADOOP_", "HIVE_", "YARN_", "SPARK_CONF_DIR")
+CLUSTER_PREFIXES = ("HADOOP_", "HIVE_", "YARN_", "SPARK_CONF_DIR")
 # Variables that change the behaviour of the Python interpreter, intended for development.
 INTERPRETER = {f"PYTHON{name}" for name in ("DEVMODE", "INSPECT", "IOENCODING", "OPTIMIZE", "STARTUP", "WARNINGS")}
 LOCALE = "C.UTF-8"
@@ -50,7 +50,7 @@ def isolate() -> None:
     """Clean the environment of this process, which must be a command's own; restarts the interpreter if necessary."""
     other_text = not sys.flags.utf8_mode and locale.getencoding().upper().replace("-", "") != "UTF8"
     if sys.flags.optimize or sys.warnoptions or other_text:
-        _start_again()
+        _restart_interpreter()
     _started_with.update(os.environ)
     _ignored[:] = ignored(os.environ, local=False)
     clean = cleaned(os.environ, local=False)
@@ -90,7 +90,7 @@ def ignored(environment: Mapping[str, str], *, local: bool) -> list[str]:
     return sorted(
         name
         for name in environment
-        if name.startswith(FOREIGN) and name not in HONOURED and (local or not name.startswith(OF_A_CLUSTER))
+        if name.startswith(FOREIGN) and name not in HONOURED and (local or not name.startswith(CLUSTER_PREFIXES))
     )
 
 
@@ -120,17 +120,17 @@ def clean_environment(*, local: bool, **variables: str) -> Iterator[None]:
         os.environ.update(before)
 
 
-def given_scratch() -> str | None:
+def scratch_folder() -> str | None:
     """The folder for temporary files in the environment, if set."""
     return os.environ.get("TMPDIR") or None
 
 
-def give_scratch(folder: str) -> None:
+def set_scratch(folder: str) -> None:
     """Set the folder for temporary files of child processes."""
     os.environ["TMPDIR"] = folder
 
 
-def _start_again() -> NoReturn:
+def _restart_interpreter() -> NoReturn:
     """Replace this process by the same command in an interpreter with default options."""
     # Output to this terminal or pipe keeps its encoding.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

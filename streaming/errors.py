@@ -3,9 +3,9 @@
 The command line maps the types to exit codes (`streaming.cli.app`), the gateway to HTTP status codes
 (`streaming.gateway.problems`), and the stream decides by them whether to try again (`streaming.pipeline.stream`).
 
-Another process reports an exception as text: Spark the traceback of a Python worker. What runs there is wrapped by
-`reported`, which adds the error's kind as JSON to the traceback; `encode` writes that line and `decode` reads it, so
-that no class name is looked for in a text.
+Another process reports an exception as text: Spark the traceback of a Python worker. Functions that run there are
+wrapped by `reported`, which adds the error's kind as JSON to the traceback; `encode` writes that line and `decode`
+reads it, so that no text is searched for the names of classes.
 """
 
 import json
@@ -32,7 +32,7 @@ class ServiceError(Exception):
         kind: the name of the type where it crosses a process boundary; a subclass inherits it
             unless it defines one.
         problem: the message without the hint.
-        hint: empty where the message says all there is to say.
+        hint: empty if the message needs none.
     """
 
     kind: ClassVar[str] = "service"
@@ -44,13 +44,13 @@ class ServiceError(Exception):
 
 
 class ConfigurationError(ServiceError):
-    """A setting, an option, a right or the machine does not allow the operation: change it, then try again."""
+    """A setting, an option, a permission or the machine does not allow the operation: change it, then try again."""
 
     kind = "configuration"
 
 
 class UsageError(ConfigurationError):
-    """Options, arguments or settings that are wrong in themselves, or contradict each other."""
+    """Options, arguments or settings that are invalid or contradict each other."""
 
     kind = "usage"
 
@@ -62,7 +62,7 @@ class UnavailableError(ServiceError):
 
 
 class StoreAwayError(UnavailableError):
-    """The store does not answer, so that the outcome of a request is not known; asked again later, it may."""
+    """The store does not answer, so that the outcome of a request is not known yet."""
 
     kind = "store-unavailable"
 
@@ -80,7 +80,7 @@ class DamagedError(ServiceError):
 
 
 class ConflictError(ServiceError):
-    """Another process or stream holds or changed what the operation needs, or it is there already."""
+    """Another process or stream holds or changed what the operation needs, or it already exists."""
 
     kind = "conflict"
 
@@ -92,7 +92,7 @@ class NotFoundError(ServiceError):
 
 
 class UncheckedError(ServiceError):
-    """A check that could not be made: it has found neither good nor bad."""
+    """A check that could not be completed, so that its result is unknown."""
 
     kind = "unchecked"
 
@@ -115,7 +115,7 @@ KINDS: dict[str, type[ServiceError]] = {
 
 
 def encode(error: ServiceError) -> str:
-    """One line of ASCII that `decode` finds in a text, such as the traceback that Spark makes of an exception."""
+    """One line of ASCII that `decode` finds in a text, such as Spark's traceback of an exception."""
     return MARK + json.dumps({"kind": error.kind, "message": error.problem, "hint": error.hint})
 
 
@@ -131,7 +131,7 @@ def decode(text: str) -> ServiceError | None:
 
 
 def reported(function: Callable[[T], Iterator[R]]) -> Callable[[T], Iterator[R]]:
-    """What Spark calls in a worker, so that `decode` finds the kind of an error in the text that the driver gets."""
+    """Wrap a function that Spark calls in a worker, so that `decode` finds an error's kind in the driver's text."""
 
     def run(given: T) -> Iterator[R]:
         try:
@@ -143,6 +143,6 @@ def reported(function: Callable[[T], Iterator[R]]) -> Callable[[T], Iterator[R]]
     return run
 
 
-def restated(error: ServiceError, message: str) -> ServiceError:
+def with_message(error: ServiceError, message: str) -> ServiceError:
     """An error of the same kind with another message, which may quote it."""
     return KINDS[error.kind](message)

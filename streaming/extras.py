@@ -26,7 +26,7 @@ COMMANDS = {
     "dashboard": ("dashboard",),
     "gateway": ("gateway",),
 }
-_BRINGS = {module: extra for extra, modules in EXTRAS.items() for module in modules}
+_EXTRA_OF_MODULE = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 
 
 class MissingExtraError(ConfigurationError, ImportError):
@@ -44,9 +44,9 @@ def extras_named(command: str | None = None) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0].replace("-", "_")  # it may be a distribution's name
-        if module not in _BRINGS:
+        if module not in _EXTRA_OF_MODULE:
             raise
-        extra = next((extra for extra, commands in COMMANDS.items() if command in commands), _BRINGS[module])
+        extra = next((extra for extra, commands in COMMANDS.items() if command in commands), _EXTRA_OF_MODULE[module])
         raise MissingExtraError(
             f"{module} is not installed: pip install 'imagestream[{extra}]'", name=error.name
         ) from error

@@ -62,7 +62,7 @@ def follow(home: str | Path | None = None, *, after: str = LATEST, table: str = 
     """Predictions as they are made, without an end.
 
     Args:
-        home: the home, a path or a URI; default: the one that the command line uses.
+        home: the home, a path or a URI; default: that of the command line.
         after: position of the last answer that was processed; "latest" for new answers only, "earliest" for all.
         table: predictions or quarantine.
 
@@ -78,9 +78,9 @@ def follow_settings(
     settings: Settings, after: str = LATEST, table: str = "predictions"
 ) -> Generator[Answer | Idle, None, None]:
     """As `follow`, with an `Idle` at least every second while there is nothing new; the caller closes it."""
-    from streaming.pipeline.answers_topic import TABLES
+    from streaming.pipeline.answers_topic import TABLES_BY_SETTING
 
-    if settings.answers_topic is not None and table in TABLES[settings.answers]:
+    if settings.answers_topic is not None and table in TABLES_BY_SETTING[settings.answers]:
         return _from_topic(settings, settings.answers_topic, _topic_offsets(settings.answers_topic, after), table)
     return _from_table(settings, _table_row(after), table)
 

@@ -1,4 +1,4 @@
-"""The registry's verbs for notebooks and scripts: `imagestream.model_versions()`, `promote`, `export_version`, …"""
+"""The operations of the registry for notebooks and scripts: `model_versions()`, `promote`, `export_version`, …"""
 
 import os
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class RegisteredModel:
 
     Attributes:
         aliases: `champion`, `challenger`, both or none.
-        backbone: the name of the network that gives the features.
+        backbone: the name of the network that computes the features.
         training_rows: images that it was fitted on.
         metrics: on held-out images, by name.
     """
@@ -39,7 +39,7 @@ def model_versions(home: str | Path | None = None) -> list[RegisteredModel]:
         home: a folder or URI; default: the command line's.
 
     Raises:
-        ServiceError: a setting is wrong, or the store does not answer.
+        ServiceError: a setting is invalid, or the store does not respond.
         ModelError: an object of the registry is damaged.
     """
     registry = _registry(home)
@@ -53,7 +53,7 @@ def promote(
     """Make a version the champion, or the challenger that is scored alongside it; a running stream follows.
 
     Args:
-        why: kept in the alias's history.
+        why: reason recorded in the alias's history.
         home: a folder or URI; default: the command line's.
 
     Raises:
@@ -70,10 +70,10 @@ def promote(
 
 
 def rollback(*, alias: Alias = CHAMPION, home: str | Path | None = None) -> Move:
-    """Point an alias back at the version before this one.
+    """Move an alias back to its previous version.
 
     Raises:
-        ModelError: there is none, or it is refused.
+        ModelError: there is no previous version, or its bundle is rejected.
     """
     from streaming.platform.machine import user_name
 
@@ -81,7 +81,7 @@ def rollback(*, alias: Alias = CHAMPION, home: str | Path | None = None) -> Move
 
 
 def clear_challenger(*, why: str = "cleared by hand", home: str | Path | None = None) -> Move:
-    """Have no version scored beside the champion any more; a running stream follows.
+    """Clear the challenger, so that only the champion is scored; a running stream follows.
 
     Raises:
         ModelError: there is no challenger.
@@ -92,7 +92,7 @@ def clear_challenger(*, why: str = "cleared by hand", home: str | Path | None = 
 
 
 def delete_version(version: int, *, home: str | Path | None = None) -> None:
-    """Delete a version that no alias points at; its manifest stays, and its number is not given again.
+    """Delete a version that no alias points at; its manifest stays, and its number is never reused.
 
     Raises:
         ModelError: there is no such version, or an alias points at it.
@@ -103,10 +103,10 @@ def delete_version(version: int, *, home: str | Path | None = None) -> None:
 
 
 def export_version(version: int, file: str | os.PathLike[str], *, home: str | Path | None = None) -> Path:
-    """Write a version into one file, a zip of its bundle with all hashes, which `import_model` takes again.
+    """Export a version to a zip file of its bundle with all hashes, which `import_model` reads.
 
     Raises:
-        ModelError: there is no such version, its bundle is refused, or it is larger than a zip holds (4 GiB).
+        ModelError: there is no such version, its bundle is rejected, or it exceeds the limit of a zip file (4 GiB).
     """
     path = Path(file)
     _registry(home).export(version, path)
@@ -116,21 +116,21 @@ def export_version(version: int, file: str | os.PathLike[str], *, home: str | Pa
 def import_model(
     file: str | os.PathLike[str], *, alias: Alias | None = None, home: str | Path | None = None, **options: Any
 ) -> RegisteredModel:
-    """Register a classifier that was made elsewhere, or a version that `export_version` wrote.
+    """Register a classifier that was trained elsewhere, or a version exported by `export_version`.
 
     The first model of a home becomes the champion. A model that is already registered keeps its version.
 
     Args:
-        file: an ONNX, TensorFlow Lite, Keras or SavedModel file, as `FILE:TENSOR` if it has several outputs; what
-            `export_version` wrote; or `efficientnet_lite0`, the installed ImageNet classifier.
-        alias: to move to the version.
-        options: of a classifier that was made elsewhere: `classes`, a file of their names; `scores`, "logits" or
-            "probabilities"; and those of `models.import_file.import_network`, such as `preset="imagenet"` and
+        file: an ONNX, TensorFlow Lite, Keras or SavedModel file, as `FILE:TENSOR` if it has several outputs; a file
+            written by `export_version`; or `efficientnet_lite0`, the installed ImageNet classifier.
+        alias: alias to assign to the version.
+        options: for a classifier that was trained elsewhere: `classes`, a file with the class names; `scores`, "logits"
+            or "probabilities"; and those of `models.import_file.import_network`, such as `preset="imagenet"` and
             `input_size=(224, 224)`.
 
     Raises:
-        ModelError: the file is refused, or does not compute here what it computed when it was exported.
-        UsageError: options were given with what `export_version` wrote, which needs none.
+        ModelError: the file is rejected, or does not reproduce its recorded results on this machine.
+        UsageError: options were given for an exported version, which does not accept any.
     """
     from models.bundle_zip import is_bundle_zip
     from models.import_file import split_tensor
@@ -140,7 +140,7 @@ def import_model(
     with extras_named():
         if is_bundle_zip(Path(file)):
             if options:
-                raise UsageError(f"{file} is a whole model version: expected no options, got {', '.join(options)}")
+                raise UsageError(f"{file} is an exported model version: expected no options, got {', '.join(options)}")
             from streaming.training.import_bundle import import_bundle
 
             version = import_bundle(registry, Path(file), by=user, alias=alias).version
@@ -148,9 +148,7 @@ def import_model(
             from streaming.training.import_model import import_model as register
 
             path, tensor = split_tensor(os.fspath(file))
-            version = register(registry, path, by=user, tensor=tensor, **options).version
-            if alias is not None:
-                registry.promote(version, alias=alias, by=user, why="imported")
+            version = register(registry, path, by=user, alias=alias, tensor=tensor, **options).version
     return _registered(registry, version, registry.targets())
 
 

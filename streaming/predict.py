@@ -24,6 +24,7 @@ from models.arrays import Features
 from models.bad_image import Limits
 from models.bundle import Bundle
 from models.scorer import Scorer, check_golden, load_scorer
+from producer.walk import walk
 from streaming.errors import ConfigurationError, NotFoundError, ServiceError
 from streaming.extras import extras_named
 from streaming.images.sources import list_source, read_source
@@ -200,9 +201,9 @@ class Model:
         """Predict images one by one, in bounded memory.
 
         Args:
-            images: a file; a folder, including all regular files below it in order of their names; an `s3://`, `gs://`
-                or `az://` URI of an object or folder; an `http://` or `https://` URL; the bytes of an encoded image; a
-                Pillow image; or an iterable of these.
+            images: a file; a folder, including all regular files below it (the entries of each folder are sorted by
+                name); an `s3://`, `gs://` or `az://` URI of an object or folder; an `http://` or `https://` URL; the
+                bytes of an encoded image; a Pillow image; or an iterable of these.
             top: the number of classes in `top_k`.
 
         Yields:
@@ -345,29 +346,20 @@ def _file(name: str) -> _Image:
 
 
 def _below(folder: str) -> Iterator[_Image]:
-    """Every regular file below a folder, following links but visiting each folder once, and folders that fail."""
-    entered: set[str] = set()
-    failed: list[OSError] = []
-    for directory, folders, names in os.walk(folder, onerror=failed.append, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in entered:  # a loop, or two links to one folder
-            folders.clear()
-            continue
-        entered.add(real)
-        folders.sort()
-        for path in (os.path.join(directory, name) for name in sorted(names)):  # noqa: PTH118
-            if os.path.isfile(path):  # noqa: PTH113  a pipe or a socket is not a file
-                yield _file(path)
+    """The regular files below a folder as `walk` sorts them, and the folders and links that it cannot follow."""
+    failed: list[tuple[str, str]] = []
+    for path in walk(folder, entered=set(), on_error=lambda name, reason: failed.append((name, reason))):
         while failed:
-            yield _failed(failed.pop(0))
-    yield from map(_failed, failed)
+            yield _failed(*failed.pop(0))
+        yield _file(path)
+    yield from (_failed(*failure) for failure in failed)
 
 
-def _failed(error: OSError) -> _Image:
+def _failed(name: str, reason: str) -> _Image:
     def read(_: Limits) -> bytes:
-        raise error
+        raise OSError(reason)
 
-    return _Image(str(error.filename), read)
+    return _Image(name, read)
 
 
 def _downloaded(url: str, limits: Limits) -> bytes:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from streaming.errors import DamagedError, DataError, NotFoundError, ServiceError
 from streaming.settings import Settings
-from streaming.storage.home import LOG, TABLES, Home
+from streaming.storage.home import LOG, TABLES_FOLDER, Home
 from streaming.storage.sql import MEMORY_LIMIT, connect
 from streaming.storage.table_files import CACHE, local_copies
 
@@ -164,7 +164,7 @@ class _Views:
         self._tables = {name: table for name, table in opened.items() if table is not None}
         self.names = list(self._tables)
         if not self.names:
-            raise NotFoundError(f"no table in {home.tables} was there at {at}: give a later time")
+            raise NotFoundError(f"no table in {home.tables} existed at {at}: give a later time")
         self._empty = set(self.names)
         if home.is_local:
             readable = [file for name in self.names for file in self._fill(name)]
@@ -172,7 +172,7 @@ class _Views:
         else:
             for name in self.names:
                 self._make(name, [])
-            copies = home.work / CACHE / TABLES
+            copies = home.work / CACHE / TABLES_FOLDER
             connection.execute(f"SET allowed_directories = [{_quoted(str(copies))}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
@@ -199,7 +199,7 @@ class _Views:
         try:
             files = data_files(self._tables[name], self._home.table(name))
             if self._at is not None:
-                _refuse_vacuumed(self._home, name, files, self._at)
+                _check_not_vacuumed(self._home, name, files, self._at)
             files = local_copies(self._home, files)
             if files and not self._home.is_local:
                 self._connection.execute(f'DROP TABLE "{name}"')
@@ -235,7 +235,7 @@ def _table_at(home: Home, name: str, at: datetime | None) -> "DeltaTable | None"
     if at is None:
         return open_delta(home.table(name))
     # Delta dates a version by its log file. For a time before the oldest entry, deltalake would return version 0.
-    entries = home.store.list(f"{TABLES}/{name}/{LOG}")
+    entries = home.store.list(f"{TABLES_FOLDER}/{name}/{LOG}")
     commits = {int(found[1]): one.modified for one in entries if (found := ENTRY.search(one.key))}
     versions = [version for version, modified in commits.items() if modified <= at]
     if not versions and 0 in commits:
@@ -246,8 +246,8 @@ def _table_at(home: Home, name: str, at: datetime | None) -> "DeltaTable | None"
         raise NotFoundError(f"table {name} has no history as old as {at}: `maintain` cleaned it") from error
 
 
-def _refuse_vacuumed(home: Home, name: str, files: list[str], at: datetime) -> None:
-    there = {one.key for one in home.store.list(f"{TABLES}/{name}")}
+def _check_not_vacuumed(home: Home, name: str, files: list[str], at: datetime) -> None:
+    there = {one.key for one in home.store.list(f"{TABLES_FOLDER}/{name}")}
     gone = sum(file.removeprefix(f"{home.uri}/") not in there for file in files)
     if gone:
         raise NotFoundError(

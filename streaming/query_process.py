@@ -24,7 +24,7 @@ TIMEOUT_S = 60.0
 READY = b"\n"  # on standard error: after the imports, and when the tables are open or before an error
 START_TIMEOUT_S = 60.0
 GRACE_S = 2.0  # after the timeout, for the query to end by itself
-TOO_MUCH_MEMORY = "SQL: the query needs more memory than it may have: narrow it"
+TOO_MUCH_MEMORY = "SQL: the query exceeded its memory limit: narrow it"
 MAX_ERROR_BYTES = 64 * 1024
 
 

@@ -16,7 +16,7 @@ from models.errors import ModelError
 from streaming.storage.alias_log import AliasLog
 from streaming.storage.local_store import LocalStore
 from streaming.storage.numbered import numbered
-from streaming.storage.old_registry import take_up
+from streaming.storage.old_registry import migrate_registry
 from streaming.storage.registry_objects import (
     BUNDLES,
     DELETED,
@@ -60,7 +60,7 @@ class Registry:
 
     @cached_property
     def _store(self) -> Store:
-        take_up(self._opened)
+        migrate_registry(self._opened)
         return self._opened
 
     @cached_property
@@ -104,10 +104,10 @@ class Registry:
         return self._read(version, into)
 
     def export(self, version: int, file: Path) -> Bundle:
-        """Write a version into one file, a zip of its bundle.
+        """Export a version to a zip file of its bundle.
 
         Raises:
-            ModelError: there is no such version, its bundle is refused, or it is larger than a zip holds (4 GiB).
+            ModelError: there is no such version, its bundle is rejected, or it exceeds the limit of a zip file (4 GiB).
         """
         with TemporaryDirectory(prefix="imagestream-") as scratch:
             folder = Path(scratch) / "bundle"

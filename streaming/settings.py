@@ -23,7 +23,7 @@ from streaming.durations import parse_duration, show_duration
 from streaming.errors import ServiceError, UsageError
 from streaming.sizes import parse_size
 from streaming.storage.home import Home
-from streaming.storage.home_path import why_not
+from streaming.storage.home_path import invalid_reason
 from streaming.storage.store import check_place, is_uri
 from streaming.user_cache import cached
 
@@ -304,7 +304,7 @@ def _places(settings: Settings, origins: Mapping[str, str]) -> dict[str, Any]:
         home = check_place(settings.home) if is_uri(settings.home) else _real(Path(settings.home))
     except ServiceError as error:
         raise UsageError(f"{origins.get('home', 'home')}: {error}") from error
-    if not is_uri(home) and (why := why_not(home)):
+    if not is_uri(home) and (why := invalid_reason(home)):
         raise UsageError(f"the home {home!r} {why}: choose another with --home DIR or IMAGESTREAM_HOME")
     given = {name: getattr(settings, name) for name in Settings.model_fields if is_place(name) and name != "home"}
     places = {name: None if path is None else _absolute(path) for name, path in given.items()}

@@ -15,8 +15,8 @@ class Termination:
     """Handles SIGTERM by a KeyboardInterrupt.
 
     Attributes:
-        received: whether the signal came, whatever exception the clean-up after it replaced the KeyboardInterrupt with.
-        reported: whether the user has been given a line that says so.
+        received: whether the signal was received, even if another exception replaced KeyboardInterrupt.
+        reported: whether this has been reported to the user.
     """
 
     def __init__(self) -> None:

@@ -68,7 +68,7 @@ def test_package_that_shadows_one_of_imagestream_is_named(tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"ImportError: {tmp_path / 'models' / '__init__.py'} takes the place of")
+    assert last.startswith(f"ImportError: {tmp_path / 'models' / '__init__.py'} shadows")
     assert "rename it" in last
 
 
@@ -85,7 +85,7 @@ def test_model_is_imported_exported_cleared_and_deleted(tmp_path: Path) -> None:
     again = imagestream.import_model(file, alias="challenger", home=elsewhere)
     assert (again.version, again.aliases) == (1, ("champion", "challenger"))
     with pytest.raises(
-        imagestream.ServiceError, match=r"model\.zip is a whole model version: expected no .* got preset"
+        imagestream.ServiceError, match=r"model\.zip is an exported model version: expected no .* got preset"
     ):
         imagestream.import_model(file, preset="raw", home=elsewhere)
 

@@ -46,7 +46,7 @@ def main(servers: str, topic: str, passwords: Path) -> None:
             users.append(UserScramCredentialUpsertion(user, "SCRAM-SHA-512", password))
         failed = {user: why for user, why in admin.alter_user_scram_credentials(users).items() if why}
         if failed:
-            sys.exit(f"the broker does not take the users: {failed}")
+            sys.exit(f"the broker does not accept the users: {failed}")
         on = ResourcePattern(ResourceType.TOPIC, topic)
         allow = ACLPermissionType.ALLOW
         admin.create_acls([ACL(f"User:{user}", "*", one, allow, on) for user, some in RIGHTS.items() for one in some])

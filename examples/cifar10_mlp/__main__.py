@@ -61,9 +61,9 @@ def main(
     mlp = ("--classifier", "mlp", "--layers", LAYERS, "--max-iter", max_iter, "--block-size", BLOCK_SIZE)
     fitted = service.run("train", "--images", training, "--input-size", SIDE, *pixels, *mlp, *fit)
     network = ("--backbone", backbone, "--weights", weights, "--input-size", input_size)
-    beside = service.run("train", "--images", training, *network, *fit)
+    compared = service.run("train", "--images", training, *network, *fit)
     service.run("models", "promote", fitted["version"])
-    service.run("models", "promote", beside["version"], "--alias", "challenger")
+    service.run("models", "promote", compared["version"], "--alias", "challenger")
     scored = service.score(test, "--label-from", "parent")
     live = service.run("report", "--live", "--output", service.home / "report.html")
     (on_test,) = service.query(ON_TEST)
@@ -83,7 +83,7 @@ def main(
             "values of a vector": vectors["n_components"],
             "on the same held-out images": {
                 "MLP on pixels": fitted["metrics"]["accuracy"],
-                features: beside["metrics"]["accuracy"],
+                features: compared["metrics"]["accuracy"],
             },
             f"on the same {int(on_test['images']):,} test images": {
                 "MLP on pixels": round(float(on_test["mlp"]), 4),
@@ -91,7 +91,7 @@ def main(
             },
             "vectors": vectors["output"],
         },
-    ).tell(json_file)
+    ).print_summary(json_file)
 
 
 def prepare(batches: Path, into: Path) -> tuple[Path, Path, int]:

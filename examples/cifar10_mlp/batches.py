@@ -76,7 +76,7 @@ def open_cifar10(folder: Path) -> Cifar10:
     test = folder / f"test_batch{suffix}"
     if not training or not test.is_file():
         raise ServiceError(
-            f"{folder} does not hold CIFAR-10: expected data_batch_1 … data_batch_5 and test_batch, "
+            f"{folder} does not contain CIFAR-10: expected data_batch_1 … data_batch_5 and test_batch, "
             "or the same with .bin (https://www.cs.toronto.edu/~kriz/cifar.html)"
         )
     names = _names_of_binary(folder / "batches.meta.txt") if binary else read_names(folder / "batches.meta")

@@ -103,7 +103,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises:
         ServiceError: the file is too large, refers to other names, or is not such a pickle.
     """
-    with _telling(path):
+    with _errors_named(path):
         content = _read(path)
         _check_opcodes(content)
         return _dictionary(_RestrictedUnpickler(BytesIO(content), encoding="bytes").load())
@@ -121,7 +121,7 @@ def read_batch(path: Path, width: int, n_classes: int) -> Batch:
         ServiceError: as `read_pickle`, or the dictionary is not a batch.
     """
     found = read_pickle(path)
-    with _telling(path):
+    with _errors_named(path):
         data = _array(found.get("data"), width)
         labels = _list(found, "labels", len(data))
         names = _list(found, "filenames", len(data)) if "filenames" in found else []
@@ -131,22 +131,22 @@ def read_batch(path: Path, width: int, n_classes: int) -> Batch:
 def read_names(path: Path) -> list[str]:
     """Read the class names in `batches.meta`; raises as `read_pickle`."""
     found = read_pickle(path)
-    with _telling(path):
+    with _errors_named(path):
         return [_text(name) for name in _list(found, "label_names")]
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
+def _errors_named(path: Path) -> Iterator[None]:
     """Report errors of the block in one line that names the file."""
     try:
         yield
     except ServiceError as error:
-        raise ServiceError(f"{path} is no file of CIFAR-10's python version: {error}") from error
+        raise ServiceError(f"{path} is not a file of CIFAR-10's python version: {error}") from error
     except OSError:
         raise
     except Exception as error:  # invalid pickles raise exceptions of any type
         why = f"{type(error).__name__}: {error}"
-        raise ServiceError(f"{path} is no file of CIFAR-10's python version ({why})") from error
+        raise ServiceError(f"{path} is not a file of CIFAR-10's python version ({why})") from error
 
 
 def _dictionary(found: Any) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _check_opcodes(content: bytes) -> None:
             place = memoized if argument is None else int(argument)
             memoized += 1
             if place > MAX_OPCODES:
-                raise ServiceError(f"it memoizes at place {place:,}, at most {MAX_OPCODES:,} are taken")
+                raise ServiceError(f"it memoizes at place {place:,}, at most {MAX_OPCODES:,} are allowed")
             if before in TUPLES:
                 tuples.add(place)
         elif name in {"BINGET", "LONG_BINGET"} and argument in tuples:
@@ -232,4 +232,4 @@ def _text(value: Any) -> str:
         return plain.decode("utf-8", "replace")
     if isinstance(plain, str):
         return plain
-    raise ServiceError(f"it has a value of type {type(plain).__name__} where a text belongs")
+    raise ServiceError(f"it has a value of type {type(plain).__name__} where text is expected")

@@ -21,7 +21,7 @@ from examples.digits_transfer.transfer import (
     evaluate,
     make_pipeline,
     read_digits,
-    some_answers,
+    sample_predictions,
     tune,
     write_plots,
 )
@@ -73,7 +73,7 @@ def main(
         loaded = PipelineModel.load(saved)
         answers = loaded.transform(test).persist()
         found = evaluate(answers)
-        plots = write_plots(found, some_answers(answers), service.home)
+        plots = write_plots(found, sample_predictions(answers), service.home)
 
         featurizer = loaded.stages[0]
         best, mean_f1 = tune(featurizer.transform(training).persist(), folds)
@@ -107,7 +107,7 @@ def main(
             "accuracy of the bundle": trained["metrics"]["accuracy"],
             "pipeline": saved,
         },
-    ).tell(json_file)
+    ).print_summary(json_file)
 
 
 if __name__ == "__main__":

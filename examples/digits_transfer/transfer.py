@@ -19,7 +19,7 @@ from streaming.reports.plots import Sample, confusion_figure, png, roc_figure, s
 MAX_ITER, REG_PARAM, ELASTIC_NET = 5, 0.03, 0.5
 SPLIT, SEED = [0.8, 0.2], 42
 SAMPLES = 9
-LEAST_PROBABILITY = 1e-30
+MIN_PROBABILITY = 1e-30
 SHOWN = (112, 112)  # pixels
 DIGITS = tuple(map(str, range(10)))
 
@@ -49,12 +49,12 @@ def evaluate(answers: DataFrame) -> Evaluation:
     """Evaluate predictions (label, probability), which are streamed through the driver one at a time."""
     sums = EvaluationSums(DIGITS, len(DIGITS))
     for row in answers.select("label", "probability").toLocalIterator():
-        logits = np.log(np.maximum(row["probability"].toArray(), LEAST_PROBABILITY))
+        logits = np.log(np.maximum(row["probability"].toArray(), MIN_PROBABILITY))
         sums.add(logits[None], np.array([int(row["label"])]))
     return sums.result()
 
 
-def some_answers(answers: DataFrame) -> list[Sample]:
+def sample_predictions(answers: DataFrame) -> list[Sample]:
     """Nine predictions (path, image, label, prediction, probability), sampled by the hash of the path."""
     picked = answers.orderBy(F.xxhash64("path", F.lit(SEED))).limit(SAMPLES).collect()
     samples = []

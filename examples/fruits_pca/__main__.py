@@ -63,7 +63,7 @@ def main(
             "classes": len(written["dataset"]["classes"]),
             "features": table,
         },
-    ).tell(json_file)
+    ).print_summary(json_file)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def main(
             "accuracy of the stream, on images it was fitted on, too": live["metrics"]["accuracy"],
             "features": parquet,
         },
-    ).tell(json_file)
+    ).print_summary(json_file)
 
 
 if __name__ == "__main__":

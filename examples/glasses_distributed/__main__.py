@@ -26,13 +26,13 @@ CLASSES = {"1": WITH, "0": WITHOUT}
 
 
 @dataclass(frozen=True)
-class Way:
+class ModeResult:
     """A training mode and its result. `stable` log losses are computed from logits, the others from probabilities.
 
     Attributes:
-        threshold: the probability of "no glasses" from which on that is answered: the one of the best F1 on validation.
-        test_accuracy, test_f1: by this threshold.
-        test_accuracy_at_half: by a threshold of .5.
+        threshold: the probability from which "no glasses" is predicted: the one with the best F1 on validation.
+        test_accuracy, test_f1: with this threshold.
+        test_accuracy_at_half: with a threshold of 0.5.
         staleness: changes by other workers between a worker's read and its push, on average.
         lost: weights whose change another worker overwrote.
     """
@@ -108,9 +108,9 @@ def write_labels(labels_csv: Path, faces: Path, file: Path) -> tuple[int, int]:
     return len(pictures), sum(not labels.get(number) for number in pictures)
 
 
-def write_table(ways: list[Way], file: Path) -> Path:
+def write_table(ways: list[ModeResult], file: Path) -> Path:
     """Write the results as CSV and to the terminal; unknown values are empty."""
-    names = [field.name for field in fields(Way)]
+    names = [field.name for field in fields(ModeResult)]
     with file.open("w", encoding="utf-8", newline="") as rows:
         writer = csv.DictWriter(rows, names)
         writer.writeheader()
@@ -119,12 +119,12 @@ def write_table(ways: list[Way], file: Path) -> Path:
         "", *(f"{way.mode} per {way.frequency}" for way in ways), box=None, title="\nresults by training mode"
     )
     for name in names[2:]:
-        table.add_row(name.replace("_", " "), *(_told(getattr(way, name)) for way in ways))
+        table.add_row(name.replace("_", " "), *(_formatted(getattr(way, name)) for way in ways))
     Console(width=WIDTH).print(table)
     return file
 
 
-def _told(figure: float | None) -> str:
+def _formatted(figure: float | None) -> str:
     return "" if figure is None else f"{figure:.4f}" if isinstance(figure, float) else f"{figure}"
 
 
@@ -156,7 +156,7 @@ def main(  # noqa: PLR0917  the options of a command
     ways, plots = [], []
     for how, often in product(mode or MODES, frequency or FREQUENCIES):
         trained = service.run("train-cnn", *given, *network, "--mode", how, "--frequency", often)
-        ways.append(Way.of(trained))
+        ways.append(ModeResult.of(trained))
         plots.append(Path(shutil.copy(trained["learning_curves"], service.home / f"curves-{how}-{often}.png")))
     table = write_table(ways, service.home / "ways.csv")
 
@@ -181,7 +181,7 @@ def main(  # noqa: PLR0917  the options of a command
             "threshold": best.threshold,
             "every way": table,
         },
-    ).tell(json_file)
+    ).print_summary(json_file)
 
 
 if __name__ == "__main__":

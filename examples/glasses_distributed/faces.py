@@ -2,8 +2,8 @@
 
 Everything in which two people, two cameras or two rooms differ is drawn at random: pose, skin, hair, beard, hat,
 make-up, background, light, blur and noise. So are the glasses: rims darker than the skin as often as lighter, lenses
-clear, tinted or mirrored. So no pixel's mean tells the classes apart; what tells is that two outlines go around the
-eyes and are joined, whichever way their contrast goes.
+clear, tinted or mirrored. So no pixel's mean distinguishes the classes; what does is that two connected outlines
+surround the eyes, lighter or darker than the skin.
 """
 
 import csv

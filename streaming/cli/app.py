@@ -15,7 +15,7 @@ from rich.text import Text
 
 from models.errors import ModelError
 from producer.errors import PublishError
-from streaming.cli.command_line import App, Given, given_of, setting_parameters
+from streaming.cli.command_line import App, Given, given_settings, setting_parameters
 from streaming.cli.console import claim_stdout, err, out, printable, release_stdout, warn
 from streaming.cli.output_formats import STDOUT
 from streaming.errors import ServiceError, UncheckedError, UsageError
@@ -109,7 +109,7 @@ def settings_of(context: typer.Context) -> Settings:
 
 def configuration_of(context: typer.Context) -> Configuration:
     """Return the settings together with the origin of each; print their warnings once."""
-    given = given_of(context)
+    given = given_settings(context)
     configuration = given.configuration
     if configuration.settings.log_format == "json" and not isinstance(err.file, JsonLines):
         err.file = cast("IO[str]", JsonLines(err.file))
@@ -131,7 +131,7 @@ def write_json(path: Path | None, summary: Mapping[str, Any]) -> None:
 
 
 def program() -> list[str]:
-    """The words that start this program from the working directory, for commands that are printed to be typed."""
+    """The words that start this program from the working directory, for commands that are printed for users to run."""
     started = Path(sys.argv[0])
     if started.name != NAME:  # python -m imagestream
         started = Path(sys.executable).with_name(NAME)
@@ -183,7 +183,7 @@ def _code_of(error: Exception) -> int:
 
 
 @contextmanager
-def wrong_usage() -> Iterator[None]:
+def usage_errors() -> Iterator[None]:
     """Report errors of the block as wrong usage (exit code 2)."""
     try:
         yield

@@ -22,7 +22,7 @@ from streaming.settings import Configuration, Settings, option_of, read_configur
 
 SHORT = {"bootstrap_servers": "-b", "topic": "-t"}
 SETTINGS = "Settings"
-USUAL = ("Arguments", "Options")
+DEFAULT_PANELS = ("Arguments", "Options")
 METAVARS = {
     "home": "PLACE",
     "bootstrap_servers": "HOST:PORT,…",
@@ -98,12 +98,12 @@ class _Globals:
             return list(own)
         taken = {name for one in own for name in (*one.opts, *one.secondary_opts)}
         everywhere = [one for one in ctx.find_root().command.params if getattr(one, "name", "") in GLOBAL]
-        return [*own, *(self._here(one) for one in everywhere if not taken & {*one.opts, *one.secondary_opts})]
+        return [*own, *(self._option_copy(one) for one in everywhere if not taken & {*one.opts, *one.secondary_opts})]
 
-    def _here(self, option: Any) -> Any:
+    def _option_copy(self, option: Any) -> Any:
         """Copy an option of `imagestream` for this command."""
         here = copy(option)
-        here.expose_value, here.callback, here.default = False, _give, None
+        here.expose_value, here.callback, here.default = False, _store_option, None
         here.hidden = option.name not in self.settings
         return here
 
@@ -120,7 +120,7 @@ class _Globals:
                 continue
             usual = "Arguments" if param.param_type_name == "argument" else "Options"
             sections.setdefault(getattr(param, "rich_help_panel", None) or usual, []).append(record)
-        _write_sections(formatter, {title: sections.pop(title) for title in USUAL if title in sections})
+        _write_sections(formatter, {title: sections.pop(title) for title in DEFAULT_PANELS if title in sections})
         if isinstance(self, TyperGroup):
             self.format_commands(ctx, formatter)
         _write_sections(formatter, sections)
@@ -242,12 +242,12 @@ def setting_parameters() -> Iterator[inspect.Parameter]:
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def given_of(context: typer.Context) -> Given:
+def given_settings(context: typer.Context) -> Given:
     """Return the settings given on the command line; none if a command is called without its root."""
     return context.obj if isinstance(context.obj, Given) else Given()
 
 
-def _give(context: typer.Context, option: Any, value: Any) -> None:
+def _store_option(context: typer.Context, option: Any, value: Any) -> None:
     if value is not None and value is not False and isinstance(context.obj, Given):
         context.obj.options[option.name] = value
     elif value is False and isinstance(context.obj, Given) and option.secondary_opts:

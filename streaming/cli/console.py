@@ -1,7 +1,7 @@
 """Console output: results on standard output; progress, notes and warnings on standard error.
 
 Text is printed verbatim. File names, class names and error messages may contain brackets and colons, so neither console
-interprets markup or emoji codes; styles are passed beside the text, never in it.
+interprets markup or emoji codes; styles are passed separately from the text.
 """
 
 import sys

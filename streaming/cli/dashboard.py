@@ -29,8 +29,7 @@ def dashboard(
     """Serve a dashboard of the stream, its predictions, quarantine, models and drift, until Ctrl-C.
 
     If IMAGESTREAM_DASHBOARD_TOKEN_FILE names a file with a token, browsers must present it. A token is required to
-    listen
-    on an address that other machines can reach.
+    listen on an address that other machines can reach.
 
     Example: imagestream dashboard --port 8600
     """
@@ -42,7 +41,7 @@ def dashboard(
     from streaming.errors import UnavailableError
     from streaming.platform.broker import bootstrap_servers
     from streaming.platform.kafka_security import client_arguments
-    from streaming.platform.topic import Right, check_access
+    from streaming.platform.topic import TopicOperation, check_access
 
     settings = settings_of(context)
     port = settings.dashboard_port if port is None else port
@@ -50,7 +49,7 @@ def dashboard(
 
     def post(message: Message) -> Delivery:
         servers, client = bootstrap_servers(settings), client_arguments(settings)
-        check_access(servers, settings.topic, client, Right.WRITE)
+        check_access(servers, settings.topic, client, TopicOperation.WRITE)
         try:
             sender = Sender(servers, settings.topic, delivery_timeout_s=DELIVERY_S, client=client)
             try:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional, get_type_hints
 
 import typer
 
-from streaming.cli.app import wrong_usage
+from streaming.cli.app import usage_errors
 from streaming.training.fit_options import NO_THRESHOLD, FitOptions
 
 PANEL = "Fitting"
@@ -75,7 +75,7 @@ def with_fit_options(command: Callable[..., None]) -> Callable[..., None]:
         given = {name: values.pop(name) for name in OPTIONS}
         if given["threshold"] == NO_THRESHOLD:
             given["threshold"] = None
-        with wrong_usage():
+        with usage_errors():
             options = FitOptions(**given)
         command(*arguments, options=options, **values)
 

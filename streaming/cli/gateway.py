@@ -10,7 +10,7 @@ from streaming.cli.console import out
 from streaming.errors import ConfigurationError
 
 HEADERS_BYTES = 8192  # upper bound of the key and headers of a message from the gateway
-ACKNOWLEDGED_S = 15.0
+ACKNOWLEDGE_TIMEOUT_S = 15.0
 
 
 @app.command(
@@ -46,7 +46,7 @@ def gateway(
     from streaming.gateway.service import Broker
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.platform.kafka_security import client_arguments
-    from streaming.platform.topic import Right, check_access
+    from streaming.platform.topic import TopicOperation, check_access
     from streaming.signals import stop_signals
 
     settings = settings_of(context)
@@ -54,8 +54,8 @@ def gateway(
     keys = read_keys(settings.gateway_api_key_file)
     check_binding(host, keys)
     servers, client = home_servers(settings), client_arguments(settings)
-    check_access(servers, settings.topic, client, Right.WRITE)
-    sender = Sender(servers, settings.topic, delivery_timeout_s=ACKNOWLEDGED_S, client=client)
+    check_access(servers, settings.topic, client, TopicOperation.WRITE)
+    sender = Sender(servers, settings.topic, delivery_timeout_s=ACKNOWLEDGE_TIMEOUT_S, client=client)
     try:
         largest = min(MAX_MESSAGE_BYTES, sender.max_message_bytes - HEADERS_BYTES)
         if largest <= 0:
@@ -63,7 +63,7 @@ def gateway(
                 f"topic {settings.topic} accepts messages of {sender.max_message_bytes:,} bytes, too few for an "
                 f"image: raise its max.message.bytes"
             )
-        broker = Broker(largest, sender.send, sender.answers, ACKNOWLEDGED_S)
+        broker = Broker(largest, sender.send, sender.answers, ACKNOWLEDGE_TIMEOUT_S)
         with listen(host, port) as listener:
             url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             write_json(json, {"url": url, "topic": settings.topic, "max_image_bytes": largest})

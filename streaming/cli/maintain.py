@@ -40,7 +40,7 @@ def maintain(
     from streaming.jobs.maintain import maintain as run
 
     settings = settings_of(context)
-    every_s = None if every is None else parse_duration(every, plain="m", least_s=0.1)
+    every_s = None if every is None else parse_duration(every, plain="m", min_s=0.1)
 
     def once() -> None:
         report = run(settings, retention_hours=settings.retention_hours)

@@ -109,7 +109,7 @@ def promote(
     why: Annotated[str, typer.Option(help="Reason recorded in the alias's history.")] = "promoted by hand",
     json_file: JsonOption = None,
 ) -> None:
-    """Promote a version to champion, or to the challenger scored beside it; a running stream switches to it.
+    """Promote a version to champion, or to the challenger scored alongside it; a running stream switches to it.
 
     Example: imagestream models promote 2 --why "more labels"
     """

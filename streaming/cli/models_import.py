@@ -14,6 +14,7 @@ from streaming.errors import UsageError
 if TYPE_CHECKING:
     from models.import_file import Inspection
     from streaming.registry import Registry
+    from streaming.storage.registry_objects import Alias
     from streaming.training.import_model import ImportResult
 
 FileArgument = Annotated[
@@ -21,8 +22,7 @@ FileArgument = Annotated[
     typer.Argument(
         metavar="FILE[:TENSOR]|efficientnet_lite0",
         help="Model file, with the name of the output tensor if it has several; a zip from `models export`; or the "
-        "name of "
-        "the installed ImageNet classifier.",
+        "name of the installed ImageNet classifier.",
     ),
 ]
 
@@ -54,8 +54,7 @@ def import_(
         typer.Option(
             metavar="FILE|auto",
             help="Class names in the order of the scores: a file with one name per line, or JSON; auto takes the "
-            "names in "
-            "the model file, else numbers.",
+            "names in the model file, else numbers.",
         ),
     ] = "auto",
     preset: Annotated[
@@ -109,8 +108,7 @@ def import_(
         typer.Option(
             metavar="stretch|N",
             help="Resizing: stretch scales the whole image to the input; N scales its shorter side to N pixels and "
-            "crops "
-            "the centre.",
+            "crops the centre.",
             rich_help_panel=PANEL,
         ),
     ] = None,
@@ -150,10 +148,11 @@ def import_(
     from streaming.registry import open_registry
 
     registry = open_registry(settings_of(context).home)
+    alias_name: Alias | None = None if alias is None else alias.value
     if is_bundle_zip(Path(file)):
         if context.params != context.params | UNSET:
             raise UsageError(f"{file} is an exported model version: expected no preprocessing or class options")
-        return _import_bundle(registry, Path(file), alias, json_file)
+        return _import_bundle(registry, Path(file), alias_name, json_file)
 
     from streaming.platform.machine import user_name
     from streaming.training.import_model import import_model
@@ -163,12 +162,10 @@ def import_(
     changes = {name: value for name, value in given.items() if value is not None} | _fit(resize, crop)
     with Spinner(f"loading {path.name}"):
         result = import_model(
-            registry, path, classes=classes, scores=scores, by="import", tensor=tensor, preset=preset,
-            input_size=input_size, changes=changes,
+            registry, path, classes=classes, scores=scores, by=user_name(), alias=alias_name, tensor=tensor,
+            preset=preset, input_size=input_size, changes=changes,
         )  # fmt: skip
-    if alias is not None:
-        registry.promote(result.version, alias=alias.value, by=user_name(), why="imported")
-    return _print_result(result, alias, json_file)
+    return _print_result(result, json_file)
 
 
 # Values of the model options if none is given.
@@ -177,13 +174,16 @@ UNSET = {"classes": "auto"} | dict.fromkeys(
 )
 
 
-def _import_bundle(registry: "Registry", file: Path, alias: AliasName | None, json_file: Path | None) -> None:
+def _import_bundle(registry: "Registry", file: Path, alias: "Alias | None", json_file: Path | None) -> None:
+    from streaming.platform.machine import user_name
     from streaming.training.import_bundle import import_bundle
 
     with Spinner(f"checking {file.name}"):
-        found = import_bundle(registry, file, by="import", alias=None if alias is None else alias.value)
-    standing = f"is {found.alias}" if found.alias else "is registered"
-    out.print(f"version {found.version} {standing}: {file}" + ("" if found.is_new else "; it was already registered"))
+        found = import_bundle(registry, file, by=user_name(), alias=alias)
+    out.print(
+        f"version {found.version} is {found.alias or 'registered'}: {file}"
+        + ("" if found.is_new else "; it was already registered")
+    )
     if not found.alias:
         out.print(f"to serve it: imagestream models promote {found.version}")
     summary = {"version": found.version, "bundle_sha256": found.sha256, "new": found.is_new}
@@ -223,26 +223,25 @@ def _fit(resize: str | None, crop: float | None) -> dict[str, Any]:
     return {"fit": "resize_crop", "shorter_side": int(resize)}
 
 
-def _print_result(result: "ImportResult", alias: AliasName | None, json_file: Path | None) -> None:
+def _print_result(result: "ImportResult", json_file: Path | None) -> None:
     network, recipe = result.network.network, result.network.network.recipe
     for name, value in result.guessed.items():
         err.print(f"guessed {name}: {value}")
-    is_champion = result.champion or alias is AliasName.CHAMPION
-    standing = "is champion" if is_champion else f"is {alias.value}" if alias else "is registered"
     out.print(
-        f"version {result.version} {standing}: {network.source}, {len(result.classes):,} classes, "
+        f"version {result.version} is {result.alias or 'registered'}: {network.source}, "
+        f"{len(result.classes):,} classes, "
         f"{recipe.input_size[0]}×{recipe.input_size[1]} pixels, {result.network.size / 1e6:.1f} MB, "
         f"output {result.scores}",
     )
     if not result.is_new:
         out.print("the same model is already registered")
-    if alias is None and not is_champion:
+    if not result.alias:
         out.print(f"to serve it: imagestream models promote {result.version}")
     summary = {
         "version": result.version,
         "bundle_sha256": result.sha256,
         "new": result.is_new,
-        "champion": is_champion,
+        "champion": result.alias == AliasName.CHAMPION.value,
         "classes": len(result.classes),
         "scores": result.scores,
         "guessed": dict(result.guessed),

@@ -130,7 +130,7 @@ def write_rows(
         if format_ is Format.PARQUET:
             return _write_parquet(rows, sys.stdout.buffer)
         return writers[format_](rows, sys.stdout)
-    with _whole(output) as unfinished:
+    with _replaced_when_complete(output) as unfinished:
         if format_ is Format.PARQUET:
             with unfinished.open("wb") as file:
                 return _write_parquet(rows, file)
@@ -156,7 +156,7 @@ def check_format(format_: Format, output: Path | None, *, spreadsheet: bool = Fa
 
 
 @contextmanager
-def _whole(output: Path) -> Iterator[Path]:
+def _replaced_when_complete(output: Path) -> Iterator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:

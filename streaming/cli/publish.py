@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from producer.sources import LabelFrom
-from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, settings_of, write_json, wrong_usage
+from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, settings_of, usage_errors, write_json
 from streaming.cli.command_line import IMAGES
 from streaming.cli.console import err, out, printable, text_column
 from streaming.errors import ServiceError, UsageError
@@ -97,10 +97,10 @@ def publish(
     from producer.topic_files import file_stem
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.platform.kafka_security import client_arguments
-    from streaming.platform.topic import Right, check_access
+    from streaming.platform.topic import TopicOperation, check_access
 
     settings = settings_of(context)
-    with wrong_usage():  # reported before the broker is contacted
+    with usage_errors():  # reported before the broker is contacted
         RateLimiter(rate)
     reading = ReadOptions(only_images, skip_too_large, shrink_to=shrink_to, limits=settings.image_limits)
     if watch:
@@ -110,7 +110,7 @@ def publish(
     else:
         sources = _sources(paths or [], from_csv, label_from)
     servers, client = home_servers(settings), client_arguments(settings)
-    check_access(servers, settings.topic, client, Right.WRITE)
+    check_access(servers, settings.topic, client, TopicOperation.WRITE)
     target = Target(servers, client, settings.topic)
     _warn_of_retention(settings, target)
     if watch:

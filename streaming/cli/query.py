@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_SQL_CHARS = 1_000_000  # from standard input
 PREDICTIONS_COLUMNS = "SELECT scored_at, source, label, confidence, label_true, model_version, image_id"
 
-Ask = Callable[[], AbstractContextManager["pa.RecordBatchReader"]]
+RunQuery = Callable[[], AbstractContextManager["pa.RecordBatchReader"]]
 
 SpreadsheetOption = Annotated[
     bool,
@@ -65,7 +65,7 @@ def query(
     """
     from streaming.query_process import open_guarded_query
 
-    ask = partial(open_guarded_query, settings_of(context), timeout_s=timeout_s, at=_moment(at))
+    ask = partial(open_guarded_query, settings_of(context), timeout_s=timeout_s, at=_time_of(at))
     if sql is None and sys.stdin.isatty() and sys.stdout.isatty():
         from streaming.cli.query_shell import run_shell
 
@@ -148,16 +148,16 @@ def predictions(
     from streaming.answers import PREDICTIONS, PREDICTIONS_ORDER
     from streaming.query import open_query
 
-    values = {"limit": limit, "label": label, "below": below, "version": model, "since": _moment(since)}
+    values = {"limit": limit, "label": label, "below": below, "version": model, "since": _time_of(since)}
     sql = PREDICTIONS_COLUMNS + PREDICTIONS + PREDICTIONS_ORDER
-    ask = partial(open_query, settings_of(context), sql, parameters=values, timeout_s=timeout_s, at=_moment(at))
+    ask = partial(open_query, settings_of(context), sql, parameters=values, timeout_s=timeout_s, at=_time_of(at))
     _answer(ask, format_, output, every if watch else None, json, spreadsheet=spreadsheet)
 
 
-def _moment(text: str | None) -> datetime | None:
-    from streaming.answers import moment
+def _time_of(text: str | None) -> datetime | None:
+    from streaming.answers import parse_time
 
-    return None if text is None else moment(text)
+    return None if text is None else parse_time(text)
 
 
 def _from_stdin() -> str:
@@ -170,7 +170,7 @@ def _from_stdin() -> str:
 
 
 def _answer(
-    ask: Ask,
+    ask: RunQuery,
     format_: Format,
     output: Path | None,
     watch_s: float | None,

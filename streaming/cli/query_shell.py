@@ -23,7 +23,7 @@ from streaming.errors import ConfigurationError, ServiceError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Ask = Callable[[str], AbstractContextManager["pa.RecordBatchReader"]]
+RunQuery = Callable[[str], AbstractContextManager["pa.RecordBatchReader"]]
 
 PROMPT, CONTINUED = "imagestream> ", "        ...> "
 COMMANDS = {
@@ -39,7 +39,7 @@ KEYWORDS = (
 COLUMNS_SQL = "SELECT table_name, column_name FROM information_schema.columns ORDER BY table_name, ordinal_position"
 
 
-def run_shell(ask: Ask, history: Path) -> None:
+def run_shell(ask: RunQuery, history: Path) -> None:
     """Read and run statements until Ctrl-D or `\\q`; a statement that fails is reported on one line.
 
     Raises:
@@ -71,7 +71,7 @@ def run_shell(ask: Ask, history: Path) -> None:
 class Shell:
     """Runs statements, and commands that begin with a backslash."""
 
-    def __init__(self, ask: Ask) -> None:
+    def __init__(self, ask: RunQuery) -> None:
         self._ask = ask
         self._timing = False
 
@@ -121,11 +121,11 @@ class SqlCompleter(Completer):
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:  # noqa: ARG002
         before = document.text_before_cursor
         typed = re.split(r"[^\w\\?]", before)[-1]
-        for word in dict.fromkeys(self._words(before, typed, document.text)):
+        for word in dict.fromkeys(self._completions(before, typed, document.text)):
             if word.lower().startswith(typed.lower()) and word != typed:
                 yield Completion(word, start_position=-len(typed))
 
-    def _words(self, before: str, typed: str, statement: str) -> Iterator[str]:
+    def _completions(self, before: str, typed: str, statement: str) -> Iterator[str]:
         if before.lstrip().startswith("\\"):
             yield from self._tables if " " in before else COMMANDS
             return
@@ -141,7 +141,7 @@ class SqlCompleter(Completer):
         yield from (word.lower() if lower else word for word in KEYWORDS.split())
 
 
-def columns_of(ask: Ask) -> dict[str, list[str]]:
+def columns_of(ask: RunQuery) -> dict[str, list[str]]:
     """Return the column names of every table."""
     tables: dict[str, list[str]] = {}
     with ask(COLUMNS_SQL) as reader:

@@ -57,5 +57,5 @@ def _answer(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], f
 
 def _drawn(answer: str, every_s: float) -> Text:
     # The clock shows that the query still runs although its result is unchanged.
-    footer = f"{datetime.now(UTC):%H:%M:%S} UTC, every {every_s:g} s, Ctrl-C ends"
+    footer = f"{datetime.now(UTC):%H:%M:%S} UTC, every {every_s:g} s, Ctrl-C to stop"
     return Text(answer + footer, no_wrap=True, overflow="crop")

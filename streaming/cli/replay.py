@@ -27,19 +27,18 @@ def replay(
     """Publish quarantined messages again, unchanged, and mark them as replayed.
 
     A message is marked when the broker has acknowledged it and is not sent again. If the replay is killed, no message
-    is
-    lost, but a few that were sent and not yet marked may be sent twice.
+    is lost, but a few that were sent and not yet marked may be sent twice.
 
     Example: imagestream replay --reason truncated --dry-run
     """
-    from streaming.jobs.replay import ReplayOptions, count_wanted
+    from streaming.jobs.replay import ReplayOptions, count_selected
     from streaming.jobs.replay import replay as run
     from streaming.platform.broker import bootstrap_servers as home_servers
 
     settings = settings_of(context)
     options = ReplayOptions(reason, limit, again)
     if dry_run:
-        counts = count_wanted(settings, options)
+        counts = count_selected(settings, options)
         total = sum(counts.values()) if limit is None else min(limit, sum(counts.values()))
         for name, count in counts.items():
             out.print(f"{name}: {count:,}")

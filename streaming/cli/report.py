@@ -31,7 +31,7 @@ class Section(StrEnum):
     DRIFT = "drift"
 
 
-TABLES: dict[Section, tuple[str, dict[str, type]]] = {
+SECTIONS: dict[Section, tuple[str, dict[str, type]]] = {
     Section.VERSIONS: (
         "predictions by model version",
         {"version": int, "rows": int, "labelled": int, "accuracy": float, "mean_confidence": float},
@@ -118,7 +118,7 @@ def report(
             "-o",
             metavar="FILE",
             help="File to write the rows to; - for standard output. With --model or --live, file to write the page to "
-            "(default: report.html); its figures are written to a folder beside it.",
+            "(default: report.html); its figures are written to a folder next to it.",
         ),
     ] = None,
     json_file: JsonOption = None,
@@ -126,8 +126,7 @@ def report(
     """Show accuracy and confidence per model version, the quarantine, and champion and challenger side by side.
 
     Accuracy is over images whose label was sent with the message or added later. With --model or --live, a
-    self-contained
-    HTML file is written instead: metrics with confidence intervals, plots, samples and mistakes.
+    self-contained HTML file is written instead: metrics with confidence intervals, plots, samples and mistakes.
 
     Example: imagestream report, or: imagestream report --model 2 --against 1 --output report.html
     """
@@ -146,13 +145,13 @@ def report(
     tables = asdict(found)
     if format_ is not Format.TABLE or output is not None:
         chosen = section or Section.VERSIONS
-        list_rows(tables[chosen], TABLES[chosen][1], format_, output)
+        list_rows(tables[chosen], SECTIONS[chosen][1], format_, output)
     else:
         for name in [section] if section else Section:
-            title, columns = TABLES[name]
+            title, columns = SECTIONS[name]
             print_table(title, tables[name], " ".join(columns))
     if not found.agreement and section in (None, Section.AGREEMENT):
-        err.print("no challenger has been scored beside the champion")
+        err.print("no challenger has been scored alongside the champion")
     return write_json(json_file, tables)
 
 

@@ -16,7 +16,7 @@ from streaming.cli.console import Spinner, new_table, out
 from streaming.errors import UsageError
 
 if TYPE_CHECKING:
-    from streaming.jobs.capacity import Costs, Plan
+    from streaming.jobs.capacity import CapacityPlan, Costs
     from streaming.settings import Settings
 
 PIXELS = re.compile(r"^([1-9][0-9]{0,4})[x×]([1-9][0-9]{0,4})$")
@@ -80,7 +80,7 @@ def _network(
     return exported.flatbuffer, exported.spec.n_features, exported.flatbuffer.stat().st_size
 
 
-def _print(load: float, costs: "Costs", plan: "Plan") -> None:
+def _print(load: float, costs: "Costs", plan: "CapacityPlan") -> None:
     from streaming.jobs.capacity import gigabytes
 
     per_core = 1 / costs.per_image_s

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from models.architectures import DEFAULT_BACKBONE
-from streaming.cli.app import JsonOption, app, settings_of, write_json, wrong_usage
+from streaming.cli.app import JsonOption, app, settings_of, usage_errors, write_json
 from streaming.cli.backbone_options import BackboneOption, PresetOption, WeightsOption
 from streaming.cli.command_line import MODELS, SPARK, Deprecated
 from streaming.cli.console import Spinner, out, warn
@@ -109,7 +109,7 @@ def train(
     from streaming.training.backbones import BackboneOptions  # slow to import: usage errors above are reported first
     from streaming.training.train import train as run
 
-    with wrong_usage():
+    with usage_errors():
         network = BackboneOptions(backbone, weights, pooling_of(flat), input_size, runtime, int8, preset)
         gate = GateOptions(margin, confidence, promote)
     with stopping_cleanly(), Spinner("starting") as spinner:
@@ -151,7 +151,7 @@ def retrain(
 
     Example: imagestream retrain --every 24h --margin 0.005
     """
-    with wrong_usage():
+    with usage_errors():
         gate = GateOptions(margin, confidence, promote)
     if every is not None:
         _retrain_every(every, settings_of(context).log_format)
@@ -176,11 +176,11 @@ def _retrain_every(every: str, log_format: str) -> None:
     # The option may be spelled `--every TIME` or `--every=TIME`.
     kept = [one for one in arguments if not (one == "--every" and next(arguments)) and not one.startswith("--every=")]
 
-    def on_run(code: int, said: str) -> None:
+    def on_run(code: int, last_line: str) -> None:
         if code == 0:
-            log.info("retrained", result=said)
+            log.info("retrained", result=last_line)
         else:
-            log.error("retraining failed", why=said.removeprefix("error: "))
+            log.error("retraining failed", why=last_line.removeprefix("error: "))
 
     log.info("retraining", every=every)
     run_every(interval, [sys.executable, "-P", "-m", "imagestream", *kept], on_run)

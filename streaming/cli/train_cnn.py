@@ -211,7 +211,7 @@ def train_cnn(
 
 
 class _Live:
-    """Shows the workers' progress beside a spinner, and a line per epoch."""
+    """Shows the workers' progress next to a spinner, and a line per epoch."""
 
     def __init__(self, options: TrainerOptions) -> None:
         self._options = options

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULTS = FitOptions()
 SHOWN = 10
-USUAL = (DEFAULT_BACKBONE, "imagenet", False, None)  # backbone, weights, flat, preset
+DEFAULT_FEATURES = (DEFAULT_BACKBONE, "imagenet", False, None)  # backbone, weights, flat, preset
 COLUMNS = "trial features settings components accuracy macro_f1 log_loss images_per_s front"
 
 
@@ -108,7 +108,7 @@ def tune(
     chosen = _names("--precisions", precisions, ("float32", "int8"))
     sizes = _sizes(input_sizes)
     network = (backbone, weights, flat, preset)
-    if images is None and dataset is None and (network != USUAL or sizes or chosen != ("float32",)):
+    if images is None and dataset is None and (network != DEFAULT_FEATURES or sizes or chosen != ("float32",)):
         raise UsageError(
             "--backbone, --weights, --flat, --preset, --input-sizes and --precisions need features that are not "
             "stored: "

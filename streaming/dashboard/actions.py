@@ -53,11 +53,11 @@ def checked_label(label: str) -> str:
     """
     name = class_name(label) or ""
     if not 0 < len(name) <= MAX_LABEL_CHARS or CONTROL_CHARACTER.search(name):
-        raise DataError(f"expected a label of 1 to {MAX_LABEL_CHARS} printed characters, got {label[:50]!r}")
+        raise DataError(f"expected a label of 1 to {MAX_LABEL_CHARS} printable characters, got {label[:50]!r}")
     return name
 
 
-def give_label(settings: Settings, image_id: str, label: str) -> None:
+def add_label(settings: Settings, image_id: str, label: str) -> None:
     """Append a label to the table `labels`, in which the latest label of an image takes precedence.
 
     Args:

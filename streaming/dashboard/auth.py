@@ -19,8 +19,8 @@ from streaming.errors import ConfigurationError
 from streaming.secret_files import check_secret_file
 
 COOKIE = "imagestream_dashboard"
-LEAST_CHARS = 16
-MOST_FORM_BYTES = 4096
+MIN_TOKEN_CHARS = 16
+MAX_FORM_BYTES = 4096
 POLICY_VIOLATION = 1008  # close code of a websocket, RFC 6455, section 7.4.1
 # With the policy "no-referrer", browsers post a form with the origin "null", as pages of other sites may.
 FORM = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>imagestream</title>
@@ -48,9 +48,9 @@ def read_token(path: Path) -> str:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"the token file {path} cannot be read: {error}") from error
-    if len(token) < LEAST_CHARS:
+    if len(token) < MIN_TOKEN_CHARS:
         raise ConfigurationError(
-            f"the token in {path} has {len(token)} characters, expected at least {LEAST_CHARS}: "
+            f"the token in {path} has {len(token)} characters, expected at least {MIN_TOKEN_CHARS}: "
             "generate one with `openssl rand -hex 32`"
         )
     return token
@@ -77,10 +77,10 @@ class TokenAuth:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": POLICY_VIOLATION})
         else:
-            response = await self._ask(Request(scope, receive))
+            response = await self._request_token(Request(scope, receive))
             await response(scope, receive, send)
 
-    async def _ask(self, request: Request) -> Response:
+    async def _request_token(self, request: Request) -> Response:
         shown = await _shown_token(request)
         if shown is None or not _same(shown, self._token):
             said = "" if shown is None else '<p class="no" role="alert">Wrong token.</p>'
@@ -99,7 +99,7 @@ async def _shown_token(request: Request) -> str | None:
     if request.method == "POST":
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MOST_FORM_BYTES:
+            if len(body) > MAX_FORM_BYTES:
                 return ""
     return parse_qs(body.decode("utf-8", "replace")).get("token", [None])[0]
 

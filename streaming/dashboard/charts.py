@@ -10,7 +10,7 @@ from streaming.dashboard.data import Rows, Window
 from streaming.dashboard.palette import BLUE, GRAY, ORANGE, RED, SERIES
 
 HEIGHT, BAR = 230, 4  # pixels
-LEAST_P = 1e-12  # smaller p-values are drawn here
+MIN_P = 1e-12  # smaller p-values are drawn here
 
 
 def throughput(rows: Rows, window: Window, swaps: Rows) -> alt.LayerChart:
@@ -186,7 +186,7 @@ def drift(rows: Rows, names: dict[str, str], title: str) -> alt.LayerChart:
 def drift_windows(rows: Rows) -> alt.LayerChart:
     """p-values of the tested windows, and the significance threshold."""
     frame = _frame(rows)[["moment", "version", "window_images", "window_psi", "p_value", "p_limit", "alarm"]]
-    frame["shown"] = frame["p_value"].clip(lower=LEAST_P)
+    frame["shown"] = frame["p_value"].clip(lower=MIN_P)
     base = alt.Chart(frame).encode(x=alt.X("moment:T", title=None))
     scale = alt.Scale(type="log", domain=[min(1e-6, float(frame["shown"].min())), 1])
     points = base.mark_circle(size=45).encode(

@@ -54,7 +54,7 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class Page:
+class PredictionsPage:
     """A page of filtered predictions, newest first, and the total number of them."""
 
     rows: Rows
@@ -106,8 +106,8 @@ SELECT p.*, b.committed_at FROM (SELECT * FROM predictions
     WHERE topic = $topic AND "partition" = $partition AND "offset" = $offset LIMIT 1) p
 LEFT JOIN batches b USING (query_id, batch_id)
 """
-TRUTH = f"coalesce((SELECT g.label FROM ({LATEST_LABELS}) g WHERE g.image_id = predictions.image_id), label_true)"  # noqa: S608
-JUDGED = {"right": f"label = {TRUTH}", "wrong": f"label <> {TRUTH}"}
+TRUE_LABEL = f"coalesce((SELECT g.label FROM ({LATEST_LABELS}) g WHERE g.image_id = predictions.image_id), label_true)"  # noqa: S608
+JUDGED = {"right": f"label = {TRUE_LABEL}", "wrong": f"label <> {TRUE_LABEL}"}
 REASONS = """
 SELECT reason, count(*) AS messages, count(replayed_at) AS replayed, max(quarantined_at) AS last
 FROM quarantine GROUP BY reason ORDER BY messages DESC, reason LIMIT $limit
@@ -189,7 +189,7 @@ def choices(reader: Reader) -> tuple[list[str], list[int]]:
     return row["labels"] or [], row["versions"] or []
 
 
-def predictions(reader: Reader, wanted: Filter, *, limit: int, skip: int = 0) -> Page:
+def predictions(reader: Reader, wanted: Filter, *, limit: int, skip: int = 0) -> PredictionsPage:
     """Return a page of the predictions that match a filter.
 
     Args:
@@ -213,7 +213,7 @@ def predictions(reader: Reader, wanted: Filter, *, limit: int, skip: int = 0) ->
     )
     (total,) = reader.rows(f"SELECT count(*) AS n {where}", **parameters)
     given = given_labels(reader, [row["image_id"] for row in rows])
-    return Page([row | {"truth": given.get(row["image_id"], row["label_true"])} for row in rows], total["n"])
+    return PredictionsPage([row | {"truth": given.get(row["image_id"], row["label_true"])} for row in rows], total["n"])
 
 
 def given_labels(reader: Reader, image_ids: list[str]) -> dict[str, str]:

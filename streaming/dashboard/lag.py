@@ -58,7 +58,7 @@ class LagProbe:
                 if offsets is None:
                     offsets = self._connect()
                 if offsets is not None:
-                    self._lag = self._ask(offsets)
+                    self._lag = self._measure(offsets)
                     if self._lag.messages is None:  # the broker may restart at another address
                         offsets.close()
                         offsets = None
@@ -77,7 +77,7 @@ class LagProbe:
             self._lag = Lag(trouble=str(error))
             return None
 
-    def _ask(self, offsets: TopicOffsets) -> Lag:
+    def _measure(self, offsets: TopicOffsets) -> Lag:
         try:
             places = committed_ends(self._settings)
         except ServiceError as error:

@@ -39,14 +39,14 @@ def empty(text: str) -> None:
 
 
 @st.cache_data(max_entries=300, show_spinner=False)
-def _asked(_question: Callable[..., Any], name: str, version: Any, arguments: Any, named: Any) -> Any:  # noqa: ARG001
+def _cached_query(_question: Callable[..., Any], name: str, version: Any, arguments: Any, named: Any) -> Any:  # noqa: ARG001
     return _question(served().reader, *arguments, **dict(named))
 
 
-def ask(question: Callable[..., T], *arguments: Any, **named: Any) -> T:
+def run_query(question: Callable[..., T], *arguments: Any, **named: Any) -> T:
     """Run a query of `streaming.dashboard.data`; the result is cached until a table has a new version."""
     version = served().reader.version("predictions", "batches", "labels", "quarantine", "shadow")
-    answer: T = _asked(question, question.__name__, version, arguments, sorted(named.items()))
+    answer: T = _cached_query(question, question.__name__, version, arguments, sorted(named.items()))
     return answer
 
 
@@ -87,7 +87,7 @@ def ago(moment: datetime | None) -> str:
     return f"{passed:.0f} s ago"
 
 
-def moment(at: datetime | None) -> str:
+def format_time(at: datetime | None) -> str:
     return NOTHING if at is None else f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 

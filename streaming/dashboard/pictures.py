@@ -36,7 +36,7 @@ MAX_BYTES = 64 * 1024**2
 MAX_SECONDS = 4.0
 CONNECT_MS = 2_000
 POLL_MS = 300
-SILENCE_S = 15.0
+BROKER_RETRY_S = 15.0
 KEPT = 2_000  # number of cached pictures, of some kilobytes each
 
 
@@ -59,7 +59,7 @@ class Pictures:
         self._limits = settings.image_limits
         self._lock = threading.Lock()
         self._kept: OrderedDict[ImageRef, bytes] = OrderedDict()
-        self._ask_again = 0.0  # time before which an unreachable broker is not contacted again
+        self._retry_at = 0.0  # time before which an unreachable broker is not contacted again
 
     def of(self, wanted: Iterable[ImageRef]) -> dict[ImageRef, bytes]:
         """Return a PNG of each image that is still available and can be decoded."""
@@ -72,19 +72,19 @@ class Pictures:
                 if pixels is None:
                     left.append(one)
                 else:
-                    self._keep(one, _png(Image.fromarray(pixels)))
+                    self._cache_picture(one, _png(Image.fromarray(pixels)))
             for one, data in self._fetch(left):
                 if (made := picture(data, self._limits)) is not None:
-                    self._keep(one, made)
+                    self._cache_picture(one, made)
             return {one: self._kept[one] for one in wanted if one in self._kept}
 
     def add(self, wanted: ImageRef, data: bytes) -> None:
         """Cache the picture of an image whose bytes are given."""
         if (made := picture(data, self._limits)) is not None:
             with self._lock:
-                self._keep(wanted, made)
+                self._cache_picture(wanted, made)
 
-    def _keep(self, wanted: ImageRef, made: bytes) -> None:
+    def _cache_picture(self, wanted: ImageRef, made: bytes) -> None:
         self._kept[wanted] = made
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
@@ -92,7 +92,7 @@ class Pictures:
     def _fetch(self, wanted: list[ImageRef]) -> Iterator[tuple[ImageRef, bytes]]:
         from kafka.errors import KafkaError
 
-        if monotonic() < self._ask_again:
+        if monotonic() < self._retry_at:
             return
         try:
             for one, record in _records(self._settings, wanted):
@@ -101,7 +101,7 @@ class Pictures:
                 if one.image_id in {read_headers(record.headers).id, _sha256(record.value), key}:
                     yield one, record.value
         except (KafkaError, ServiceError, ValueError, OSError):
-            self._ask_again = monotonic() + SILENCE_S  # no broker or no topic: placeholders are shown
+            self._retry_at = monotonic() + BROKER_RETRY_S  # no broker or no topic: placeholders are shown
 
 
 def picture(data: bytes, limits: Limits = DEFAULT_LIMITS) -> bytes | None:

@@ -83,7 +83,7 @@ class Reader:
             return self._viewed[name]
         try:
             self._asked[name] = monotonic()
-            made = self._made(name)
+            made = self._table_identity(name)
             if made is None:
                 if name in self._handles:  # the table was removed
                     del self._handles[name]
@@ -106,7 +106,7 @@ class Reader:
             raise UnavailableError(f"table {name} in {self.home.tables} cannot be read: {_line(error)}") from error
         return seen
 
-    def _made(self, name: str) -> int | None:
+    def _table_identity(self, name: str) -> int | None:
         """Identify the table, to notice one that was recreated under its name; None if there is no table.
 
         In a bucket, a recreated table cannot be noticed without opening it.

@@ -7,7 +7,7 @@ import numpy as np
 from streaming.distributed.barrier import BrokenError
 from streaming.distributed.history import WorkerEpoch
 from streaming.distributed.options import Mode
-from streaming.distributed.protocol import Channel, LostPeerError, Message, MessageKind, Values
+from streaming.distributed.protocol import Channel, LostPeerError, MessageKind, PeerMessage, Values
 from streaming.distributed.shared_weights import Lost, SharedWeights
 from streaming.distributed.training_run import State, TrainingRun, out_of_turn, worker_epoch
 
@@ -37,7 +37,7 @@ class Asynchronous:
         """Return the state with all pushes, including those after the last common epoch."""
         return State(self._shared.read()[0], self._run.state.optimizer, self._run.state.epoch)
 
-    def talk(self, channel: Channel, worker: int, attempt: int) -> None:
+    def serve(self, channel: Channel, worker: int, attempt: int) -> None:
         """Serve one worker until it ends.
 
         Args:
@@ -63,19 +63,19 @@ class Asynchronous:
                 raise BrokenError("a later attempt has replaced this worker")
             match message.kind:
                 case MessageKind.PROGRESS:
-                    run.note(worker, message)
+                    run.report_progress(worker, message)
                 case MessageKind.PUSH:
                     self._shared.add(worker, message.values * self._share(worker), message.version)
                     weights, version = self._shared.read()
-                    channel.send(Message(MessageKind.WEIGHTS, worker, version=version, values=weights))
+                    channel.send(PeerMessage(MessageKind.WEIGHTS, worker, version=version, values=weights))
                 case MessageKind.EPOCH:
-                    answer = self._end_epoch(worker, message)
-                    channel.send(answer)
-                    stop = bool(answer.meta["stop"])
+                    reply = self._end_epoch(worker, message)
+                    channel.send(reply)
+                    stop = bool(reply.meta["stop"])
                 case _:
                     raise out_of_turn(message)
 
-    def give_up(self, worker: int, attempt: int, why: str) -> bool:  # noqa: ARG002  other workers are not affected
+    def drop_worker(self, worker: int, attempt: int, why: str) -> bool:  # noqa: ARG002  other workers are not affected
         """Handle the loss of a worker; return False if another attempt has already replaced it.
 
         Args:
@@ -85,7 +85,7 @@ class Asynchronous:
         """
         return self._attempts.get(worker) == attempt
 
-    def break_off(self, why: str) -> None:
+    def abort(self, why: str) -> None:
         """Do nothing: no worker waits."""
 
     def _join(self, worker: int, attempt: int) -> None:
@@ -99,14 +99,13 @@ class Asynchronous:
         """Return the worker's share of the images, which weights its updates so that all workers add up to one step.
 
         Only decoded images count, which are known after a worker has read its images. A worker that has not is assumed
-        to
-        have the average number.
+        to have the average number.
         """
         with self._run.lock:
             mean = sum(self._rows.values()) / len(self._rows)
             return np.float32(self._rows[worker] / max(1.0, mean * self._run.options.workers))
 
-    def _start(self, worker: int) -> Message:
+    def _start(self, worker: int) -> PeerMessage:
         """Return the current weights and the worker's own optimizer state, so that it continues its last attempt."""
         run = self._run
         with run.lock:
@@ -114,10 +113,10 @@ class Asynchronous:
             epoch = self._done[worker]
             weights, version = self._shared.read()
             values = np.concatenate([weights, self._optimizer.get(worker, run.state.optimizer)])
-            meta = run.meta(stop=run.answer.stop or epoch >= run.options.epochs)
-        return Message(MessageKind.START, worker, epoch, version=version, meta=meta, values=values)
+            meta = run.meta(stop=run.decision.stop or epoch >= run.options.epochs)
+        return PeerMessage(MessageKind.START, worker, epoch, version=version, meta=meta, values=values)
 
-    def _end_epoch(self, worker: int, message: Message) -> Message:
+    def _end_epoch(self, worker: int, message: PeerMessage) -> PeerMessage:
         run = self._run
         if len(message.values) != len(run.state.optimizer):
             raise LostPeerError("did not send its optimizer state")
@@ -133,5 +132,5 @@ class Asynchronous:
                 mean = np.array(np.mean(list(self._optimizer.values()), axis=0), np.float32)
                 run.finish(workers, State(self._shared.read()[0], mean, epoch + 1))
             # A worker that is ahead continues; whether all stop is decided when the last one finishes.
-            stop = run.answer.stop or self._done[worker] >= run.options.epochs
-            return Message(MessageKind.NEXT, worker, meta=run.meta(stop=stop))
+            stop = run.decision.stop or self._done[worker] >= run.options.epochs
+            return PeerMessage(MessageKind.NEXT, worker, meta=run.meta(stop=stop))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Class → attributes that change during a training. Other callbacks, such as `LearningRateScheduler`, depend on the
 # epoch only, or are reset when the training is resumed.
-REMEMBERED = {
+STATE_ATTRIBUTES = {
     "EarlyStopping": ("best", "wait", "stopped_epoch", "best_epoch", "best_weights"),
     "ReduceLROnPlateau": ("best", "wait", "cooldown_counter"),
 }
@@ -25,9 +25,10 @@ CallbackState = dict[str, Any]
 def callback_states(callbacks: Sequence["keras.callbacks.Callback"]) -> list[CallbackState]:
     """Return the state of each stateful callback: numbers, None, or lists of arrays."""
     return [
-        {"kind": type(one).__name__} | {name: _plain(getattr(one, name)) for name in REMEMBERED[type(one).__name__]}
+        {"kind": type(one).__name__}
+        | {name: _plain(getattr(one, name)) for name in STATE_ATTRIBUTES[type(one).__name__]}
         for one in callbacks
-        if type(one).__name__ in REMEMBERED
+        if type(one).__name__ in STATE_ATTRIBUTES
     ]
 
 
@@ -41,8 +42,8 @@ def restore_callbacks(callbacks: Sequence["keras.callbacks.Callback"], states: S
     Raises:
         ServiceError: the states do not match the callbacks.
     """
-    remembering = [one for one in callbacks if type(one).__name__ in REMEMBERED]
-    kinds = [type(one).__name__ for one in remembering]
+    stateful = [one for one in callbacks if type(one).__name__ in STATE_ATTRIBUTES]
+    kinds = [type(one).__name__ for one in stateful]
     if states is None:
         if kinds:
             raise ConfigurationError(
@@ -56,8 +57,8 @@ def restore_callbacks(callbacks: Sequence["keras.callbacks.Callback"], states: S
             f"the checkpoint has the state of the callbacks {', '.join(found) or 'none'}, expected "
             f"{', '.join(kinds) or 'none'}: give the same --schedule and --patience, or train again without --resume"
         )
-    for callback, state in zip(remembering, states, strict=True):
-        for name in REMEMBERED[type(callback).__name__]:
+    for callback, state in zip(stateful, states, strict=True):
+        for name in STATE_ATTRIBUTES[type(callback).__name__]:
             setattr(callback, name, _checked(callback, name, state))
 
 

@@ -39,7 +39,7 @@ class Checkpoint:
     def write(self, directory: Path) -> None:
         """Replace the directory's checkpoint atomically."""
         directory.mkdir(parents=True, exist_ok=True)
-        numbers, arrays = _apart(self.callbacks or [])
+        numbers, arrays = _split_arrays(self.callbacks or [])
         record = {
             "epoch": self.state.epoch,
             "history": self.history.as_record(),
@@ -68,7 +68,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         history = History.from_record(record["history"])
         if "callbacks" not in record:
             return Checkpoint(state, history, dict(record["settings"]))
-        states = _together(record["callbacks"], arrays)
+        states = _join_arrays(record["callbacks"], arrays)
         return Checkpoint(state, history, dict(record["settings"]), float(record["learning_rate"]), states)
     except FileNotFoundError:
         raise NotFoundError(f"there is no training to resume: {path} does not exist") from None
@@ -76,7 +76,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         raise DamagedError(f"{path} is damaged ({error}): train again without resuming") from error
 
 
-def _apart(states: list[CallbackState]) -> tuple[list[dict[str, Any]], Arrays]:
+def _split_arrays(states: list[CallbackState]) -> tuple[list[dict[str, Any]], Arrays]:
     """Separate states into JSON values, with the number of arrays in place of lists of arrays, and the arrays by
     name."""
     arrays: Arrays = {}
@@ -89,10 +89,12 @@ def _apart(states: list[CallbackState]) -> tuple[list[dict[str, Any]], Arrays]:
     return numbers, arrays
 
 
-def _together(numbers: list[dict[str, Any]], arrays: Arrays) -> list[CallbackState]:
-    def whole(at: int, name: str, value: Any) -> Any:
+def _join_arrays(numbers: list[dict[str, Any]], arrays: Arrays) -> list[CallbackState]:
+    def restored(at: int, name: str, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         return [arrays[f"callback.{at}.{name}.{number}"] for number in range(int(value["arrays"]))]
 
-    return [{name: whole(at, name, value) for name, value in dict(state).items()} for at, state in enumerate(numbers)]
+    return [
+        {name: restored(at, name, value) for name, value in dict(state).items()} for at, state in enumerate(numbers)
+    ]

@@ -58,11 +58,12 @@ def use_threads(threads: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-class Network:
+class TrainableNetwork:
     """A trainable network.
 
     Attributes:
-        model: the Keras model. n_weights: number of trainable weights.
+        model: the Keras model.
+        n_weights: number of trainable weights.
     """
 
     def __init__(self, parts: NetworkParts, options: TrainerOptions, worker: int = 0) -> None:

@@ -2,9 +2,8 @@
 
 A frame consists of a header of fixed layout, a short JSON object (counts, an error), and little-endian float32 values,
 whose number must match the network. No part of a frame is executed. Both ends prove knowledge of the training's token
-by
-HMAC-SHA256 of the other's nonce. Each direction of a connection has a key derived from the nonces and the token, with
-which every frame and its sequence number are authenticated (BLAKE2b, RFC 7693), so that frames cannot be modified,
+by HMAC-SHA256 of the other's nonce. Each direction of a connection has a key derived from the nonces and the token,
+with which every frame and its sequence number are authenticated (BLAKE2b, RFC 7693), so that frames cannot be modified,
 replayed or inserted. The header is verified before memory is allocated. Frames are not encrypted.
 """
 
@@ -31,7 +30,7 @@ MAGIC = b"ISD1"
 HEADER = struct.Struct("!4sB3xIIIQQIQ")
 MAX_META_BYTES = 64 * 1024
 NONCE_BYTES = 32
-GREETING_TIMEOUT_S = 10.0
+HANDSHAKE_TIMEOUT_S = 10.0
 TAG_BYTES = 16
 NO_VALUES: Values = np.empty(0, np.float32)
 
@@ -70,7 +69,7 @@ class Keys(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Message:
+class PeerMessage:
     """A frame.
 
     Attributes:
@@ -117,7 +116,7 @@ class Channel:
         self.sent = 0
         self.received = 0
 
-    def send(self, message: Message) -> None:
+    def send(self, message: PeerMessage) -> None:
         """Send a frame.
 
         Raises:
@@ -139,7 +138,7 @@ class Channel:
             raise LostPeerError(f"the connection broke: {error}") from error
         self.sent += len(header) + TAG_BYTES + len(meta) + values.nbytes + (TAG_BYTES if meta or len(values) else 0)
 
-    def receive(self) -> Message:
+    def receive(self) -> PeerMessage:
         """Return the next frame.
 
         Raises:
@@ -148,7 +147,7 @@ class Channel:
         number, self._frames_received = self._frames_received, self._frames_received + 1
         header, tag = _receive(self._socket, HEADER.size), _receive(self._socket, TAG_BYTES)
         if not hmac.compare_digest(tag, _tag(self._keys.receives, number, header)):
-            raise LostPeerError("got a frame that the other end did not send")
+            raise LostPeerError("got a frame that fails authentication")
         magic, kind, worker, epoch, step, rows, version, n_meta, n_values = HEADER.unpack(header)
         if magic != MAGIC or kind not in set(MessageKind) or n_meta > MAX_META_BYTES:
             raise LostPeerError("got an invalid frame")
@@ -160,7 +159,7 @@ class Channel:
         if n_meta or n_values:
             tag = _receive(self._socket, TAG_BYTES)
             if not hmac.compare_digest(tag, _tag(self._keys.receives, number, text, _bytes_of(values))):
-                raise LostPeerError("got a frame that the other end did not send")
+                raise LostPeerError("got a frame that fails authentication")
         try:
             meta = json.loads(text) if n_meta else {}
         except (ValueError, RecursionError) as error:
@@ -168,7 +167,7 @@ class Channel:
         if not isinstance(meta, dict):
             raise LostPeerError("got a frame whose JSON is not an object")
         self.received += HEADER.size + TAG_BYTES + n_meta + values.nbytes + (TAG_BYTES if n_meta or n_values else 0)
-        return Message(MessageKind(kind), worker, epoch, step, rows, version, meta, values)
+        return PeerMessage(MessageKind(kind), worker, epoch, step, rows, version, meta, values)
 
     def close(self) -> None:
         self._socket.close()
@@ -178,12 +177,12 @@ def accept(connection: socket.socket, token: bytes) -> Keys:
     """Authenticate a worker.
 
     Raises:
-        LostPeerError: it does not know the token, or does not prove it within GREETING_TIMEOUT_S.
+        LostPeerError: it does not know the token, or does not prove it within HANDSHAKE_TIMEOUT_S.
     """
-    connection.settimeout(GREETING_TIMEOUT_S)
+    connection.settimeout(HANDSHAKE_TIMEOUT_S)
     nonce = secrets.token_bytes(NONCE_BYTES)
     _send(connection, nonce)
-    answer = _receive(connection, NONCE_BYTES + hashlib.sha256().digest_size, monotonic() + GREETING_TIMEOUT_S)
+    answer = _receive(connection, NONCE_BYTES + hashlib.sha256().digest_size, monotonic() + HANDSHAKE_TIMEOUT_S)
     theirs, proof = answer[:NONCE_BYTES], answer[NONCE_BYTES:]
     if not hmac.compare_digest(proof, _proof(token, b"worker", nonce)):
         raise LostPeerError("the other end does not know the token")
@@ -204,7 +203,7 @@ def connect(address: tuple[str, int], token: bytes, sizes: frozenset[int], timeo
         LostPeerError: the server cannot be reached or does not know the token.
     """
     try:
-        connection = socket.create_connection(address, GREETING_TIMEOUT_S)
+        connection = socket.create_connection(address, HANDSHAKE_TIMEOUT_S)
     except OSError as error:
         raise LostPeerError(f"the parameter server at {address[0]}:{address[1]} cannot be reached: {error}") from error
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

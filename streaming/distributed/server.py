@@ -8,13 +8,13 @@ from contextlib import suppress
 from streaming.distributed.asynchronous import Asynchronous
 from streaming.distributed.barrier import BrokenError
 from streaming.distributed.options import TrainerOptions
-from streaming.distributed.protocol import Channel, LostPeerError, Message, MessageKind, accept
+from streaming.distributed.protocol import Channel, LostPeerError, MessageKind, PeerMessage, accept
 from streaming.distributed.synchronous import Synchronous
-from streaming.distributed.training_run import Answer, Callbacks, State, TrainingRun
+from streaming.distributed.training_run import Callbacks, EpochDecision, State, TrainingRun
 from streaming.errors import ServiceError
 
 TOKEN_BYTES = 32
-GREETINGS_PER_WORKER = 4  # maximum number of unauthenticated connections per worker
+HANDSHAKES_PER_WORKER = 4  # maximum number of unauthenticated connections per worker
 MAX_WHY_CHARS = 2_000
 
 
@@ -22,19 +22,24 @@ class ParameterServer:
     """Serves the workers of one training until it is closed; a context manager.
 
     Attributes:
-        address: (host, port) for the workers. token: secret that workers must know. run: the state of the training.
-            mode: how the workers' updates are combined. sizes: permitted numbers of values of a frame, besides 0.
+        address: (host, port) for the workers.
+        token: secret that workers must know.
+        run: the state of the training.
+        mode: how the workers' updates are combined.
+        sizes: permitted numbers of values of a frame, besides 0.
     """
 
-    def __init__(self, options: TrainerOptions, state: State, answer: Answer, callbacks: Callbacks, host: str) -> None:
+    def __init__(
+        self, options: TrainerOptions, state: State, decision: EpochDecision, callbacks: Callbacks, host: str
+    ) -> None:
         """Args:
         options: the options.
         state: the initial state.
-        answer: the parameters of the first epoch.
+        decision: the parameters of the first epoch.
         callbacks: the callbacks.
         host: address to listen on.
         """
-        self.run = TrainingRun(options, state, answer, callbacks)
+        self.run = TrainingRun(options, state, decision, callbacks)
         self.mode = Synchronous(self.run) if options.waits else Asynchronous(self.run)
         self.token = secrets.token_bytes(TOKEN_BYTES)
         n, more = len(state.weights), len(state.optimizer)
@@ -42,7 +47,7 @@ class ParameterServer:
         self._channels: set[Channel] = set()
         self._bytes_closed = 0
         self._closed = False
-        self._greeting = threading.BoundedSemaphore(GREETINGS_PER_WORKER * options.workers)
+        self._handshakes = threading.BoundedSemaphore(HANDSHAKES_PER_WORKER * options.workers)
         self._socket = socket.create_server((host, 0), backlog=options.workers * 2)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         threading.Thread(target=self._listen, name="parameter server", daemon=True).start()
@@ -56,7 +61,7 @@ class ParameterServer:
     def close(self) -> None:
         """Accept no more workers; connected ones fail at their next message."""
         self._closed = True
-        self.mode.break_off("the training is over")
+        self.mode.abort("the training is over")
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -73,7 +78,7 @@ class ParameterServer:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            if not self._greeting.acquire(blocking=False):
+            if not self._handshakes.acquire(blocking=False):
                 connection.close()  # unauthenticated connections get a limited number of threads
                 continue
             threading.Thread(target=self._serve, args=(connection,), name="worker", daemon=True).start()
@@ -85,7 +90,7 @@ class ParameterServer:
             try:
                 keys = accept(connection, self.token)
             finally:
-                self._greeting.release()
+                self._handshakes.release()
             channel = Channel(connection, self.sizes, options.timeout_s, keys)
             worker, attempt = _read_hello(channel.receive(), options.workers)
         except (LostPeerError, OSError):
@@ -93,21 +98,21 @@ class ParameterServer:
             return
         with self.run.lock:
             self._channels.add(channel)
-        why = self._talk(channel, worker, attempt)
+        why = self._serve_worker(channel, worker, attempt)
         if why is not None:
             with suppress(LostPeerError):
-                channel.send(Message(MessageKind.FAILED, meta={"why": why[:MAX_WHY_CHARS]}))
+                channel.send(PeerMessage(MessageKind.FAILED, meta={"why": why[:MAX_WHY_CHARS]}))
         with self.run.lock:
             self._channels.discard(channel)
             self._bytes_closed += channel.sent + channel.received
         channel.close()
 
-    def _talk(self, channel: Channel, worker: int, attempt: int) -> str | None:
+    def _serve_worker(self, channel: Channel, worker: int, attempt: int) -> str | None:
         """Serve a worker; return why it must end, if it failed."""
         try:
-            self.mode.talk(channel, worker, attempt)
+            self.mode.serve(channel, worker, attempt)
         except LostPeerError as error:
-            if self.mode.give_up(worker, attempt, str(error)) and not self._closed:
+            if self.mode.drop_worker(worker, attempt, str(error)) and not self._closed:
                 self.run.callbacks.lost(worker, attempt, str(error))
             return str(error)
         except BrokenError as error:
@@ -123,13 +128,13 @@ class ParameterServer:
         with run.lock:
             first = run.error is None
             run.error = run.error or error
-        self.mode.break_off(str(error))
+        self.mode.abort(str(error))
         if first:
             run.callbacks.failed()
         return str(error)
 
 
-def _read_hello(message: Message, workers: int) -> tuple[int, int]:
+def _read_hello(message: PeerMessage, workers: int) -> tuple[int, int]:
     attempt = message.meta.get("attempt")
     if message.kind is not MessageKind.HELLO or message.worker >= workers or not isinstance(attempt, int):
         raise LostPeerError("expected a worker's greeting")

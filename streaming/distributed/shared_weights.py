@@ -29,7 +29,7 @@ class Lost:
 
 
 @dataclass
-class _Pushed:
+class _UpdateSum:
     """The sum of one worker's updates, owned by the thread that serves it."""
 
     total: NDArray[np.float64]
@@ -55,7 +55,7 @@ class SharedWeights:
     locked: bool
     version: int = 0
     staleness: dict[int, Counter[int]] = field(default_factory=dict)
-    _pushed: dict[int, _Pushed] = field(default_factory=dict)
+    _pushed: dict[int, _UpdateSum] = field(default_factory=dict)
     _active: int = 0
     _overlapping: int = 0
 
@@ -76,7 +76,7 @@ class SharedWeights:
             change: the update, (N,) float32.
             version: version of the weights from which it was computed.
         """
-        pushed = self._pushed.setdefault(worker, _Pushed(np.zeros(len(change))))
+        pushed = self._pushed.setdefault(worker, _UpdateSum(np.zeros(len(change))))
         late = self.staleness.setdefault(worker, Counter())
         with self._guard:
             self._overlapping += self._active > 0

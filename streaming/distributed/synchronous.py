@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from streaming.distributed.barrier import Barrier, BrokenError
-from streaming.distributed.protocol import Channel, Message, MessageKind, Values
+from streaming.distributed.protocol import Channel, MessageKind, PeerMessage, Values
 from streaming.distributed.shared_weights import Lost
 from streaming.distributed.training_run import State, TrainingRun, out_of_turn, worker_epoch
 from streaming.errors import DataError, ServiceError
 
 
 @dataclass
-class _Meeting:
+class _Group:
     """The workers of one attempt."""
 
-    barrier: Barrier[Message, Message]
+    barrier: Barrier[PeerMessage, PeerMessage]
     attempts: dict[int, int] = field(default_factory=dict)
     started: bool = False
 
@@ -28,7 +28,7 @@ class Synchronous:
 
     def __init__(self, run: TrainingRun) -> None:
         self._run = run
-        self._meeting = self._new_meeting()
+        self._group = self._new_group()
 
     @property
     def staleness(self) -> dict[int, Counter[int]]:
@@ -42,7 +42,7 @@ class Synchronous:
     def final_state(self) -> State:
         return self._run.state
 
-    def talk(self, channel: Channel, worker: int, attempt: int) -> None:
+    def serve(self, channel: Channel, worker: int, attempt: int) -> None:
         """Serve one worker until it ends.
 
         Args:
@@ -56,36 +56,36 @@ class Synchronous:
             ServiceError: the training cannot continue.
         """
         run = self._run
-        meeting = self._join(worker, attempt)
+        group = self._join(worker, attempt)
 
         def waiting(waited: float, missing: list[int]) -> None:
-            channel.send(Message(MessageKind.PROGRESS))
-            absent = [one for one in missing if one not in meeting.attempts]
+            channel.send(PeerMessage(MessageKind.PROGRESS))
+            absent = [one for one in missing if one not in group.attempts]
             if absent and waited > run.options.timeout_s:
                 raise BrokenError(f"{_names(absent)} did not connect within {run.options.timeout_s:.0f} s")
 
-        def meet(message: Message, combine: Callable[[list[Message]], Message]) -> Message:
-            return meeting.barrier.meet(worker, message, combine, waiting)
+        def wait(message: PeerMessage, combine: Callable[[list[PeerMessage]], PeerMessage]) -> PeerMessage:
+            return group.barrier.wait(worker, message, combine, waiting)
 
         ready = run.until_ready(channel, worker)
-        start = meet(ready, lambda all_of_them: self._start(meeting, all_of_them))
+        start = wait(ready, lambda all_of_them: self._start(group, all_of_them))
         channel.send(start)
         stop = bool(start.meta["stop"])
         while not stop:
             message = channel.receive()
             match message.kind:
                 case MessageKind.PROGRESS:
-                    run.note(worker, message)
+                    run.report_progress(worker, message)
                 case MessageKind.REDUCE:
-                    channel.send(meet(message, _weighted_mean))
+                    channel.send(wait(message, _weighted_mean))
                 case MessageKind.EPOCH:
-                    answer = meet(message, self._end_epoch)
-                    channel.send(answer)
-                    stop = bool(answer.meta["stop"])
+                    reply = wait(message, self._end_epoch)
+                    channel.send(reply)
+                    stop = bool(reply.meta["stop"])
                 case _:
                     raise out_of_turn(message)
 
-    def give_up(self, worker: int, attempt: int, why: str) -> bool:
+    def drop_worker(self, worker: int, attempt: int, why: str) -> bool:
         """Notify the other workers of the loss of a worker; return False if another attempt has already replaced it.
 
         Args:
@@ -94,45 +94,45 @@ class Synchronous:
             why: the reason.
         """
         with self._run.lock:
-            if self._meeting.attempts.get(worker) != attempt:
+            if self._group.attempts.get(worker) != attempt:
                 return False
-            self._meeting.barrier.break_off(f"worker {worker}: {why}")
+            self._group.barrier.abort(f"worker {worker}: {why}")
             return True
 
-    def break_off(self, why: str) -> None:
+    def abort(self, why: str) -> None:
         """End the wait of all workers."""
-        self._meeting.barrier.break_off(why)
+        self._group.barrier.abort(why)
 
-    def _new_meeting(self) -> _Meeting:
-        return _Meeting(Barrier(self._run.options.workers))
+    def _new_group(self) -> _Group:
+        return _Group(Barrier(self._run.options.workers))
 
-    def _join(self, worker: int, attempt: int) -> _Meeting:
+    def _join(self, worker: int, attempt: int) -> _Group:
         with self._run.lock:
             self._run.check()
-            meeting = self._meeting
-            seated = meeting.attempts.get(worker)
-            if seated is not None and seated > attempt:
+            group = self._group
+            joined = group.attempts.get(worker)
+            if joined is not None and joined > attempt:
                 raise BrokenError("a later attempt has replaced this worker")
-            if seated is not None or meeting.started:
-                meeting.barrier.break_off(f"worker {worker} was restarted")
-                self._meeting = meeting = self._new_meeting()
-            meeting.attempts[worker] = attempt
-            return meeting
+            if joined is not None or group.started:
+                group.barrier.abort(f"worker {worker} was restarted")
+                self._group = group = self._new_group()
+            group.attempts[worker] = attempt
+            return group
 
-    def _start(self, meeting: _Meeting, ready: Sequence[Message]) -> Message:
+    def _start(self, group: _Group, ready: Sequence[PeerMessage]) -> PeerMessage:
         run = self._run
         with run.lock:
-            meeting.started = True
+            group.started = True
             run.start_clock()
         rows = [one.rows for one in ready]
         if not sum(rows):
             raise DataError("no training image can be decoded")
         steps = -(-max(rows) // run.options.local_batch)
         values = np.concatenate([run.state.weights, run.state.optimizer])
-        meta = run.meta(stop=run.answer.stop)
-        return Message(MessageKind.START, epoch=run.state.epoch, step=steps, meta=meta, values=values)
+        meta = run.meta(stop=run.decision.stop)
+        return PeerMessage(MessageKind.START, epoch=run.state.epoch, step=steps, meta=meta, values=values)
 
-    def _end_epoch(self, messages: list[Message]) -> Message:
+    def _end_epoch(self, messages: list[PeerMessage]) -> PeerMessage:
         run = self._run
         if len({str(one.meta.get("digest")) for one in messages}) != 1:
             raise ServiceError("the workers' weights differ: they run on processors of different types")
@@ -141,7 +141,7 @@ class Synchronous:
             raise ServiceError("worker 0 did not send its weights")
         state = State(values[:n].copy(), values[n:].copy(), messages[0].epoch + 1)
         run.finish(tuple(worker_epoch(one) for one in messages), state)
-        return Message(MessageKind.NEXT, meta=run.meta(stop=run.answer.stop))
+        return PeerMessage(MessageKind.NEXT, meta=run.meta(stop=run.decision.stop))
 
 
 def digest(values: Values) -> str:
@@ -149,7 +149,7 @@ def digest(values: Values) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()
 
 
-def _weighted_mean(messages: list[Message]) -> Message:
+def _weighted_mean(messages: list[PeerMessage]) -> PeerMessage:
     """Average the workers' values weighted by their rows, in the order of the workers for reproducible sums."""
     sizes = {len(one.values) for one in messages if one.rows}
     if len(sizes) != 1:
@@ -159,7 +159,7 @@ def _weighted_mean(messages: list[Message]) -> Message:
     for one in messages:
         if one.rows:
             mean += one.values * np.float32(one.rows / total)
-    return Message(MessageKind.REDUCED, rows=total, values=mean)
+    return PeerMessage(MessageKind.REDUCED, rows=total, values=mean)
 
 
 def _names(workers: Sequence[int]) -> str:

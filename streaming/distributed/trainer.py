@@ -17,11 +17,11 @@ from models.decode import DEFAULT_LIMITS, Limits
 from streaming.distributed.callback_state import callback_states, restore_callbacks
 from streaming.distributed.checkpoint import Checkpoint, read_checkpoint
 from streaming.distributed.history import EpochRecord, History, summed_staleness
-from streaming.distributed.network import Network, NetworkParts
+from streaming.distributed.network import NetworkParts, TrainableNetwork
 from streaming.distributed.options import TrainerOptions
 from streaming.distributed.server import ParameterServer
 from streaming.distributed.shards import shard
-from streaming.distributed.training_run import Answer, Callbacks, State, WorkerProgress
+from streaming.distributed.training_run import Callbacks, EpochDecision, State, WorkerProgress
 from streaming.distributed.worker import DONE_DDL, WorkerTask, train_partition
 from streaming.errors import ConfigurationError, DataError, ServiceError, reported
 
@@ -55,8 +55,7 @@ class DistributedTrainer:
     """Trains a Keras model from pixels to logits on the partitions of a DataFrame.
 
     The model maps uint8 (N, H, W, 3) to float32 logits, (N, 1) for two classes or (N, C); only its trainable weights
-    are
-    sent over the network. `models.cnn.build_network` builds such models.
+    are sent over the network. `models.cnn.build_network` builds such models.
 
     Example:
         >>> options = TrainerOptions(mode="synchronous", frequency="epoch", workers=4, epochs=10)
@@ -143,7 +142,7 @@ class _Run:
             ) from error
         optimizer.learning_rate = self.options.learning_rate
         self.parts = NetworkParts.of(trainer.model, optimizer)
-        self._network = Network(self.parts, replace(self.options, mixed_precision=False))
+        self._network = TrainableNetwork(self.parts, replace(self.options, mixed_precision=False))
         model = self._network.model
         model.compile(optimizer)
         self._callbacks = keras.callbacks.CallbackList(list(trainer._keras_callbacks), model=model)
@@ -157,19 +156,19 @@ class _Run:
             state = self._resumed(state)
         if not self._network.model.stop_training:
             self._callbacks.on_epoch_begin(state.epoch)
-        answer = self._answer(state.epoch)
+        decision = self._decision(state.epoch)
         callbacks = Callbacks(
             self._end_epoch, self._trainer._on_progress, self._on_lost, self._on_ready, failed=self._cancel
         )
         spark, self._spark = rows.sparkSession, rows.sparkSession
         host = spark.conf.get("spark.driver.host") or "127.0.0.1"
         self._earlier, self._since = replace(self.history), monotonic()
-        with ParameterServer(self.options, state, answer, callbacks, host) as server:
+        with ParameterServer(self.options, state, decision, callbacks, host) as server:
             self._server = server
-            if not answer.stop:
+            if not decision.stop:
                 self._run_job(rows, server)
             final = server.mode.final_state()
-            self._sum_up()
+            self._update_totals()
             self.history.lost = server.mode.lost()  # after all workers have ended
         self._network.weights = final.weights
         self._callbacks.on_train_end()  # may restore the best epoch's weights
@@ -226,14 +225,14 @@ class _Run:
         given["optimizer"] = self.options.optimizer if isinstance(self.options.optimizer, str) else "configured"
         return given | {"classes": list(self.classes), "parameters": self.history.parameters}
 
-    def _end_epoch(self, record: EpochRecord, state: State) -> Answer:
+    def _end_epoch(self, record: EpochRecord, state: State) -> EpochDecision:
         if not np.isfinite(state.weights).all():
             raise ServiceError(
                 f"the weights are not finite after epoch {record.epoch + 1}: the training has diverged; reduce "
                 "--learning-rate"
             )
         self.history.epochs.append(record)
-        self._sum_up()
+        self._update_totals()
         self._network.weights = state.weights
         self._callbacks.on_epoch_end(record.epoch, record.logs())
         self.history.stopped_early = bool(self._network.model.stop_training)
@@ -241,7 +240,7 @@ class _Run:
         self._trainer._on_epoch(record)
         if not self.history.stopped_early and state.epoch < self.options.epochs:
             self._callbacks.on_epoch_begin(state.epoch)
-        return self._answer(state.epoch)
+        return self._decision(state.epoch)
 
     def _write_checkpoint(self, state: State) -> None:
         if self._trainer._checkpoint_dir is None:
@@ -250,12 +249,12 @@ class _Run:
         states = callback_states(self._trainer._keras_callbacks)
         Checkpoint(state, self.history, self._settings(), rate, states).write(self._trainer._checkpoint_dir)
 
-    def _answer(self, epoch: int) -> Answer:
+    def _decision(self, epoch: int) -> EpochDecision:
         model = self._network.model
         stop = epoch >= self.options.epochs or bool(model.stop_training)
-        return Answer(stop, float(model.optimizer.learning_rate))
+        return EpochDecision(stop, float(model.optimizer.learning_rate))
 
-    def _sum_up(self) -> None:
+    def _update_totals(self) -> None:
         """Update the totals of the history, including those of the resumed run."""
         earlier, server = self._earlier, self._server
         self.history.seconds = earlier.seconds + monotonic() - self._since

@@ -9,7 +9,7 @@ from typing import Any
 from streaming.distributed.barrier import BrokenError
 from streaming.distributed.history import EpochRecord, WorkerEpoch
 from streaming.distributed.options import TrainerOptions
-from streaming.distributed.protocol import Channel, LostPeerError, Message, MessageKind, Values
+from streaming.distributed.protocol import Channel, LostPeerError, MessageKind, PeerMessage, Values
 from streaming.errors import ServiceError
 
 
@@ -23,7 +23,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Answer:
+class EpochDecision:
     """The driver's decision at the end of an epoch."""
 
     stop: bool
@@ -39,7 +39,7 @@ class WorkerProgress:
     rows: int
 
 
-OnEpoch = Callable[[EpochRecord, State], Answer]
+OnEpoch = Callable[[EpochRecord, State], EpochDecision]
 
 
 @dataclass
@@ -66,14 +66,15 @@ class TrainingRun:
 
     Attributes:
         state: state after the last epoch that all workers have finished.
-        answer: the driver's decision after that epoch. error: why the training cannot continue, if so. lock: held while
-            any of these changes.
+        decision: the driver's decision after that epoch.
+        error: why the training cannot continue, if so.
+        lock: held while any of these changes.
     """
 
-    def __init__(self, options: TrainerOptions, state: State, answer: Answer, callbacks: Callbacks) -> None:
+    def __init__(self, options: TrainerOptions, state: State, decision: EpochDecision, callbacks: Callbacks) -> None:
         self.options = options
         self.state = state
-        self.answer = answer
+        self.decision = decision
         self.callbacks = callbacks
         self.error: ServiceError | None = None
         self.lock = threading.RLock()
@@ -92,16 +93,16 @@ class TrainingRun:
         """Report the epoch that led to `state` to the driver and store its decision."""
         now = monotonic()
         seconds, self._since = now - (self._since or now), now
-        record = EpochRecord(state.epoch - 1, seconds, self.answer.learning_rate, workers)
+        record = EpochRecord(state.epoch - 1, seconds, self.decision.learning_rate, workers)
         self.state = state
-        answer = self.callbacks.epoch(record, state)
-        self.answer = Answer(answer.stop or state.epoch >= self.options.epochs, answer.learning_rate)
+        decision = self.callbacks.epoch(record, state)
+        self.decision = EpochDecision(decision.stop or state.epoch >= self.options.epochs, decision.learning_rate)
 
     def meta(self, *, stop: bool) -> dict[str, Any]:
         """Return the parameters of the next epoch for the workers."""
-        return {"stop": stop, "learning_rate": self.answer.learning_rate}
+        return {"stop": stop, "learning_rate": self.decision.learning_rate}
 
-    def until_ready(self, channel: Channel, worker: int) -> Message:
+    def until_ready(self, channel: Channel, worker: int) -> PeerMessage:
         """Wait until a worker has read its images, and return its report."""
         while (message := channel.receive()).kind is MessageKind.PROGRESS:
             self.callbacks.progress(WorkerProgress(worker, -1, message.rows))
@@ -110,12 +111,12 @@ class TrainingRun:
         self.callbacks.ready(worker, dict(message.meta))
         return message
 
-    def note(self, worker: int, message: Message) -> None:
+    def report_progress(self, worker: int, message: PeerMessage) -> None:
         """Report a worker's progress."""
         self.callbacks.progress(WorkerProgress(worker, message.epoch, message.rows))
 
 
-def worker_epoch(message: Message) -> WorkerEpoch:
+def worker_epoch(message: PeerMessage) -> WorkerEpoch:
     """Parse a worker's report on an epoch.
 
     Raises:
@@ -127,5 +128,5 @@ def worker_epoch(message: Message) -> WorkerEpoch:
         raise LostPeerError(f"sent an invalid report on an epoch: {error}") from error
 
 
-def out_of_turn(message: Message) -> LostPeerError:
+def out_of_turn(message: PeerMessage) -> LostPeerError:
     return LostPeerError(f"sent {message.kind.name} out of turn")

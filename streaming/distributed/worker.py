@@ -18,9 +18,9 @@ from models.decode import DEFAULT_LIMITS, Limits
 from models.scorer import Images, decode_all
 from streaming.distributed.history import Counts
 from streaming.distributed.images_cache import ImagesCache
-from streaming.distributed.network import Network, NetworkParts
+from streaming.distributed.network import NetworkParts, TrainableNetwork
 from streaming.distributed.options import Frequency, TrainerOptions
-from streaming.distributed.protocol import Channel, LostPeerError, Message, MessageKind, Values, connect
+from streaming.distributed.protocol import Channel, LostPeerError, MessageKind, PeerMessage, Values, connect
 from streaming.distributed.synchronous import digest
 from streaming.errors import ConfigurationError, ServiceError
 from streaming.images.sources import read_source
@@ -45,7 +45,7 @@ class WorkerTask:
 
 
 @dataclass
-class _Read:
+class _WorkerImages:
     """A worker's images, and those that it could not read."""
 
     training: ImagesCache
@@ -65,7 +65,7 @@ def train_partition(
         task: the parameters.
 
     Raises:
-        ServiceError: the server gave this attempt up, or is lost.
+        ServiceError: the server dropped this attempt, or is lost.
     """
     context = TaskContext.get()
     if context is None:
@@ -73,8 +73,8 @@ def train_partition(
     worker, attempt = context.partitionId(), context.taskAttemptId()
     channel = connect(task.address, task.token, task.sizes, task.options.timeout_s * 2)
     try:
-        channel.send(Message(MessageKind.HELLO, worker, meta={"attempt": attempt}))
-        network = Network(parts(), task.options, worker)
+        channel.send(PeerMessage(MessageKind.HELLO, worker, meta={"attempt": attempt}))
+        network = TrainableNetwork(parts(), task.options, worker)
         read = _read(batches, network.input_size, task, _ProgressReporter(channel, worker))
         rows = _Learner(channel, worker, network, read, task).run()
     finally:
@@ -92,14 +92,14 @@ class _ProgressReporter:
 
     def report(self, epoch: int, rows: int) -> None:
         if monotonic() - self._reported >= REPORT_EVERY_S:
-            self._channel.send(Message(MessageKind.PROGRESS, self._worker, epoch=epoch, rows=rows))
+            self._channel.send(PeerMessage(MessageKind.PROGRESS, self._worker, epoch=epoch, rows=rows))
             self._reported = monotonic()
 
 
 def _read(
     batches: Iterator[pa.RecordBatch], size: tuple[int, int], task: WorkerTask, reporter: _ProgressReporter
-) -> _Read:
-    read = _Read(ImagesCache(size), ImagesCache(size))
+) -> _WorkerImages:
+    read = _WorkerImages(ImagesCache(size), ImagesCache(size))
     for batch in batches:
         for start in range(0, batch.num_rows, IMAGES_PER_READ):
             rows = batch.slice(start, IMAGES_PER_READ)
@@ -134,7 +134,9 @@ def _content(row: dict[str, Any]) -> bytes | None:
 class _Learner:
     """The epochs of one attempt."""
 
-    def __init__(self, channel: Channel, worker: int, network: Network, read: _Read, task: WorkerTask) -> None:
+    def __init__(
+        self, channel: Channel, worker: int, network: TrainableNetwork, read: _WorkerImages, task: WorkerTask
+    ) -> None:
         self._channel = channel
         self._worker = worker
         self._network = network
@@ -152,7 +154,9 @@ class _Learner:
         network, n = self._network, self._network.n_weights
         cache = self._read.training
         meta = {"bad": self._read.bad, "n_bad": self._read.n_bad, "validation": len(self._read.validation)}
-        start = self._ask(Message(MessageKind.READY, self._worker, rows=len(cache), meta=meta), MessageKind.START)
+        start = self._request(
+            PeerMessage(MessageKind.READY, self._worker, rows=len(cache), meta=meta), MessageKind.START
+        )
         network.weights, network.optimizer = start.values[:n], start.values[n:]
         self._version = start.version
         own_steps = -(-len(cache) // self._options.local_batch)
@@ -161,13 +165,13 @@ class _Learner:
         while not stop:
             since = monotonic()
             self._counts = Counts()
-            self._learn(epoch, start.step if self._options.waits else own_steps)
-            answer = self._ask(self._epoch_message(epoch, monotonic() - since), MessageKind.NEXT)
-            network.learning_rate, stop = float(answer.meta["learning_rate"]), bool(answer.meta["stop"])
+            self._train_epoch(epoch, start.step if self._options.waits else own_steps)
+            reply = self._request(self._epoch_message(epoch, monotonic() - since), MessageKind.NEXT)
+            network.learning_rate, stop = float(reply.meta["learning_rate"]), bool(reply.meta["stop"])
             epoch += 1
         return len(cache)
 
-    def _learn(self, epoch: int, steps: int) -> None:
+    def _train_epoch(self, epoch: int, steps: int) -> None:
         """Train one epoch in an order determined by the seed, the worker and the epoch."""
         order = np.random.default_rng([self._options.seed, self._worker, epoch]).permutation(len(self._read.training))
         size = self._options.local_batch
@@ -215,25 +219,25 @@ class _Learner:
             self._counts += Counts.of(logits, labels)
         else:  # this worker has no more images and takes the others' step
             gradient = np.zeros(self._network.n_weights, np.float32)
-        message = Message(MessageKind.REDUCE, self._worker, epoch, step, len(rows), values=gradient)
-        self._network.apply(self._ask(message, MessageKind.REDUCED).values)
+        message = PeerMessage(MessageKind.REDUCE, self._worker, epoch, step, len(rows), values=gradient)
+        self._network.apply(self._request(message, MessageKind.REDUCED).values)
 
     def _average(self, epoch: int, step: int, rows: int) -> None:
         network, n = self._network, self._network.n_weights
         own = np.concatenate([network.weights, network.optimizer])
-        mean = self._ask(
-            Message(MessageKind.REDUCE, self._worker, epoch, step, rows, values=own), MessageKind.REDUCED
+        mean = self._request(
+            PeerMessage(MessageKind.REDUCE, self._worker, epoch, step, rows, values=own), MessageKind.REDUCED
         ).values
         network.weights, network.optimizer = mean[:n], mean[n:]
 
     def _push(self, epoch: int, before: Values, rows: int) -> None:
         """Send the update of the weights to the server and receive its weights."""
         change = self._network.weights - before
-        message = Message(MessageKind.PUSH, self._worker, epoch, rows=rows, version=self._version, values=change)
-        answer = self._ask(message, MessageKind.WEIGHTS)
-        self._network.weights, self._version = answer.values, answer.version
+        message = PeerMessage(MessageKind.PUSH, self._worker, epoch, rows=rows, version=self._version, values=change)
+        reply = self._request(message, MessageKind.WEIGHTS)
+        self._network.weights, self._version = reply.values, reply.version
 
-    def _epoch_message(self, epoch: int, seconds: float) -> Message:
+    def _epoch_message(self, epoch: int, seconds: float) -> PeerMessage:
         network, cache = self._network, self._read.validation
         validation = Counts()
         for rows in cache.batches(IMAGES_PER_READ):
@@ -252,14 +256,16 @@ class _Learner:
             meta["digest"] = digest(state)
             if self._worker:  # all workers have the same weights
                 state = state[:0]
-        return Message(MessageKind.EPOCH, self._worker, epoch, rows=len(self._read.training), meta=meta, values=state)
+        return PeerMessage(
+            MessageKind.EPOCH, self._worker, epoch, rows=len(self._read.training), meta=meta, values=state
+        )
 
-    def _ask(self, message: Message, expected: MessageKind) -> Message:
+    def _request(self, message: PeerMessage, expected: MessageKind) -> PeerMessage:
         self._channel.send(message)
-        while (answer := self._channel.receive()).kind is MessageKind.PROGRESS:
+        while (reply := self._channel.receive()).kind is MessageKind.PROGRESS:
             pass  # the server is waiting for other workers
-        if answer.kind is MessageKind.FAILED:
-            raise ServiceError(str(answer.meta.get("why", "the server gave this worker up")))
-        if answer.kind is not expected:
-            raise LostPeerError(f"expected {expected.name}, the server sent {answer.kind.name}")
-        return answer
+        if reply.kind is MessageKind.FAILED:
+            raise ServiceError(str(reply.meta.get("why", "the server dropped this worker")))
+        if reply.kind is not expected:
+            raise LostPeerError(f"expected {expected.name}, the server sent {reply.kind.name}")
+        return reply

@@ -67,8 +67,8 @@ def check_binding(host: str, keys: Collection[str]) -> None:
     """
     if not keys and not is_loopback(host):
         raise UsageError(
-            f"--host {host} lets other machines in: set IMAGESTREAM_GATEWAY_API_KEY_FILE to a file with an API key, "
-            "or use 127.0.0.1"
+            f"--host {host} gives other machines access: set IMAGESTREAM_GATEWAY_API_KEY_FILE to a file with an API key"
+            ", or use 127.0.0.1"
         )
 
 
@@ -84,7 +84,7 @@ def access(keys: Sequence[str]) -> Callable[..., None]:
         header: Annotated[str | None, Depends(header_key)],
         bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer_key)],
     ) -> None:
-        refuse_other_sites(request)
+        check_same_origin(request)
         given = header if header is not None else bearer.credentials if bearer is not None else ""
         same = [hmac.compare_digest(given.encode(), secret) for secret in secrets]  # all, in the same time
         if True not in same:
@@ -94,14 +94,14 @@ def access(keys: Sequence[str]) -> Callable[..., None]:
         request.state.api_key = same.index(True)
 
     def without_key(request: Request) -> None:
-        refuse_other_sites(request)
+        check_same_origin(request)
         if not is_loopback(PORT.sub("", request.headers.get("host", ""))):
             raise HTTPException(403, "without an API key, the gateway accepts requests to localhost only")
 
     return with_key if secrets else without_key
 
 
-def refuse_other_sites(request: Request) -> None:
+def check_same_origin(request: Request) -> None:
     """Reject a cross-origin request of a browser with 403."""
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != request.headers.get("host", ""):

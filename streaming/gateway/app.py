@@ -23,7 +23,7 @@ from streaming.gateway.following import add_following
 from streaming.gateway.metrics import CountRequests, GatewayMetrics
 from streaming.gateway.problems import declare, handle_problems, problems
 from streaming.gateway.rate_limit import RateLimit, key_of
-from streaming.gateway.routes import old_routes, refuse_repeated, routes
+from streaming.gateway.routes import check_not_repeated, old_routes, routes
 from streaming.gateway.schemas import Health
 from streaming.gateway.service import Broker, Service
 from streaming.settings import Settings
@@ -69,7 +69,7 @@ def create_app(settings: Settings, broker: Broker, api_keys: Sequence[str] = ())
     app.add_middleware(MarkDeprecated)
     app.add_middleware(CloseUnread)
     app.add_middleware(CountRequests, metrics=metrics)
-    app.include_router(routes(service), dependencies=[*limited, Depends(refuse_repeated)])
+    app.include_router(routes(service), dependencies=[*limited, Depends(check_not_repeated)])
     app.include_router(old_routes(service), dependencies=limited, deprecated=True)
     _add_health(app, service)
     _add_metrics(app, metrics, allowed)

@@ -178,8 +178,10 @@ async def _events(
 
 
 def _event(answer: Answer) -> str:
-    """An answer as an event, whatever its bytes are: anybody with the right to write to the topic may have sent it."""
-    lines = re.split("\r\n|\r|\n", answer.value.decode(errors="replace"))  # as the format has it, unlike splitlines
+    """An answer as an event, regardless of its bytes: anyone who may write to the topic can have sent it."""
+    lines = re.split(
+        "\r\n|\r|\n", answer.value.decode(errors="replace")
+    )  # as the format defines lines, unlike splitlines
     data = "".join(f"data: {line}\n" for line in lines)
     return f"id: {answer.position}\nevent: prediction\n{data}\n"
 
@@ -194,7 +196,7 @@ class AnswerUploads:
         self._waiting = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """As defined by ASGI."""
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in UPLOADS:
             await self._app(scope, receive, send)
             return
@@ -215,7 +217,7 @@ class AnswerUploads:
         accepted: list[Message] = []
 
         async def hold(message: Message) -> None:
-            """Keep an answer 202 back, and let others through."""
+            """Hold back a 202 response, and pass on all others."""
             if accepted or (message["type"] == "http.response.start" and message["status"] == HTTPStatus.ACCEPTED):
                 accepted.append(message)
             else:

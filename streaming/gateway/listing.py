@@ -14,7 +14,7 @@ from fastapi import HTTPException
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.errors import ModelError
-from streaming.gateway.lookup import SINCE, Lookup, Rows, order
+from streaming.gateway.lookup import TIME_COLUMNS, Lookup, Rows, order
 from streaming.gateway.schemas import Model, Models
 from streaming.registry import ALIASES, Registry
 from streaming.storage.home import Home
@@ -62,7 +62,7 @@ class RowQuery(ListQuery):
 
     def condition(self) -> tuple[str, dict[str, Any]]:
         """The SQL condition, and the values of its parameters."""
-        time = SINCE[self.table]
+        time = TIME_COLUMNS[self.table]
         common = {
             "source": "source = $source",
             "since": f"{time} >= $since::TIMESTAMPTZ",
@@ -121,7 +121,7 @@ def list_rows(lookup: Lookup, wanted: RowQuery) -> tuple[Rows, str | None]:
     if len(rows) <= wanted.limit:
         return rows, None
     last = rows[wanted.limit - 1]
-    place = [last[SINCE[wanted.table]].isoformat(), last["topic"], last["partition"], last["offset"]]
+    place = [last[TIME_COLUMNS[wanted.table]].isoformat(), last["topic"], last["partition"], last["offset"]]
     return rows[: wanted.limit], _cursor(place)
 
 

@@ -29,7 +29,7 @@ COLUMNS = {
     "predictions": f"label, confidence, top_k, model_version, {IDENTITY}, scored_at",
     "quarantine": f"stage, reason, detail, {IDENTITY}, quarantined_at",
 }
-SINCE = {"predictions": "scored_at", "quarantine": "quarantined_at"}  # the time of a row
+TIME_COLUMNS = {"predictions": "scored_at", "quarantine": "quarantined_at"}  # the time of a row
 
 T = TypeVar("T")
 Rows = list[dict[str, Any]]
@@ -50,7 +50,7 @@ class Found:
 
 def order(table: str) -> tuple[str, ...]:
     """The sort key of a table's rows, which is unique."""
-    return (SINCE[table], "topic", '"partition"', '"offset"')
+    return (TIME_COLUMNS[table], "topic", '"partition"', '"offset"')
 
 
 class Lookup:
@@ -80,7 +80,7 @@ class Lookup:
             }
             return Found(rows, files)
 
-        return self._twice(search)
+        return self._with_retry(search)
 
     def page(self, table: str, condition: str, values: Mapping[str, Any], limit: int) -> Rows:
         """The latest rows of a table that match a condition.
@@ -94,12 +94,12 @@ class Lookup:
         Raises:
             ServiceError: the table cannot be read at the moment.
         """
-        return self._twice(lambda: self._rows(table, self._tables[table].current(), condition, values, limit))
+        return self._with_retry(lambda: self._rows(table, self._tables[table].current(), condition, values, limit))
 
     def close(self) -> None:
         self._connection.close()
 
-    def _twice(self, search: Callable[[], T]) -> T:
+    def _with_retry(self, search: Callable[[], T]) -> T:
         """Search, and retry once with a new list of files, since a file may have been vacuumed in the meantime."""
         try:
             return search()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the dashboard's server uses this module without FastAPI
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
 UNAVAILABLE = 503
-# The nearest base class counts. What the service itself lacks is no fault of the request: also a wrong setting, a
+# The nearest base class counts. A problem of the service itself is not the client's mistake: a wrong setting, a
 # damaged table or a damaged model is 503.
 STATUS_CODES: Mapping[type[Exception], int] = MappingProxyType(
     {

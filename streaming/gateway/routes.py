@@ -77,7 +77,7 @@ IdParameter = Annotated[
 ]
 
 
-async def refuse_repeated(request: Request) -> None:
+async def check_not_repeated(request: Request) -> None:
     """Reject a repeated query parameter with 422, since it is ambiguous."""
     names = Counter(name for name, _ in request.query_params.multi_items())
     for name, count in names.items():

@@ -24,8 +24,8 @@ from streaming.gateway.schemas import Accepted, Labels, Models
 from streaming.gateway.upload import (
     ENVELOPE_BYTES,
     MAX_BATCH_IMAGES,
-    Limits,
     MemoryBudget,
+    UploadLimits,
     check_label,
     check_source,
     declared_size,
@@ -90,15 +90,17 @@ class Service:
     async def publish(
         self, request: Request, label: str | None, source: str | None, traceparent: str | None
     ) -> Accepted:
-        (accepted,) = await self._publish(request, Limits(self._broker.max_image_bytes), label, source, traceparent)
+        (accepted,) = await self._publish(
+            request, UploadLimits(self._broker.max_image_bytes), label, source, traceparent
+        )
         return accepted
 
     async def publish_several(self, request: Request, traceparent: str | None) -> list[Accepted]:
-        limits = Limits(self._broker.max_image_bytes, MAX_BATCH_IMAGES)
+        limits = UploadLimits(self._broker.max_image_bytes, MAX_BATCH_IMAGES)
         return await self._publish(request, limits, None, None, traceparent)
 
     async def _publish(
-        self, request: Request, limits: Limits, label: str | None, source: str | None, traceparent: str | None
+        self, request: Request, limits: UploadLimits, label: str | None, source: str | None, traceparent: str | None
     ) -> list[Accepted]:
         """Publish all images of a request, or none if one of them is rejected."""
         async with self._room.take(declared_size(request, limits)):
@@ -164,15 +166,15 @@ class Service:
         return found
 
     async def _find_now(self, image_id: str, before: Found | None) -> Found:
-        return await self._look_up(self._lookup.find, image_id, before)
+        return await self._run_lookup(self._lookup.find, image_id, before)
 
     async def list_rows(self, wanted: RowQuery) -> tuple[Rows, str | None]:
-        return await self._look_up(list_rows, self._lookup, wanted)
+        return await self._run_lookup(list_rows, self._lookup, wanted)
 
     async def list_models(self, wanted: ModelQuery) -> Models:
-        return await self._look_up(list_models, self._settings.place, wanted)
+        return await self._run_lookup(list_models, self._settings.place, wanted)
 
-    async def _look_up(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def _run_lookup(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function that reads the home on a lookup thread; 429 if too many are waiting."""
         if self._waiting >= LOOKUPS_WAITING:
             raise too_many("too many lookups at once: try again")

@@ -22,7 +22,7 @@ CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MAX_BATCH_IMAGES = 100
 MAX_BATCH_BYTES = 64 * 1024 * 1024  # of all images in one request
 UPLOAD_TIMEOUT_S = 60.0  # for the whole body
-ROOM_TIMEOUT_S = 10.0
+MEMORY_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class MemoryBudget:
     async def take(self, size: int) -> AsyncIterator[None]:
         """Reserve `size` bytes, at most the limit; 429 if they do not become available within ten seconds."""
         try:
-            async with asyncio.timeout(ROOM_TIMEOUT_S), self._changed:
+            async with asyncio.timeout(MEMORY_TIMEOUT_S), self._changed:
                 await self._changed.wait_for(lambda: self._free >= size)
                 self._free -= size
         except TimeoutError as error:
@@ -59,7 +59,7 @@ class MemoryBudget:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class UploadLimits:
     """The limits of an upload.
 
     Attributes:
@@ -82,7 +82,7 @@ class Limits:
         return HTTPException(413, f"the upload is too large: at most {self.image_bytes:,} bytes per image{total}")
 
 
-def declared_size(request: Request, limits: Limits) -> int:
+def declared_size(request: Request, limits: UploadLimits) -> int:
     """The declared size of the body in bytes, or the maximum if there is none, as with chunked encoding.
 
     Raises:
@@ -96,7 +96,7 @@ def declared_size(request: Request, limits: Limits) -> int:
     return size
 
 
-async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
+async def read_uploads(request: Request, limits: UploadLimits) -> list[Upload]:
     """The images in the body of a request, at least one.
 
     Raises:
@@ -128,7 +128,7 @@ async def _in_time() -> AsyncIterator[None]:
         raise HTTPException(400, "the upload was interrupted") from error
 
 
-def _check_image(upload: Upload, limits: Limits) -> None:
+def _check_image(upload: Upload, limits: UploadLimits) -> None:
     which = f"{upload.name[:50]!r}: " if upload.name and limits.images > 1 else ""
     if not upload.data:
         raise HTTPException(400, f"{which}the upload is empty: expected an encoded image")
@@ -140,7 +140,7 @@ def _check_image(upload: Upload, limits: Limits) -> None:
         )
 
 
-async def _read_raw(request: Request, limits: Limits) -> list[Upload]:
+async def _read_raw(request: Request, limits: UploadLimits) -> list[Upload]:
     return [Upload(await _read_all(request, limits.image_bytes, limits.too_large))]
 
 
@@ -160,7 +160,7 @@ async def _read_all(request: Request, limit: int, refusal: Callable[[], HTTPExce
     return bytes(data)
 
 
-async def _read_multipart(request: Request, limits: Limits) -> list[Upload]:
+async def _read_multipart(request: Request, limits: UploadLimits) -> list[Upload]:
     stream = _bounded(request, limits.body_bytes, limits.too_large)
     parser = MultiPartParser(
         request.headers, stream, max_files=limits.images, max_fields=4, max_part_size=ENVELOPE_BYTES
@@ -188,7 +188,7 @@ async def _read_multipart(request: Request, limits: Limits) -> list[Upload]:
 
 
 async def _bounded(request: Request, limit: int, refusal: Callable[[], HTTPException]) -> AsyncGenerator[bytes, None]:
-    """The chunks of a body; raises if their total size exceeds the limit, whatever size was declared."""
+    """The chunks of a body; raises if their total size exceeds the limit, regardless of the declared size."""
     size = 0
     async for chunk in request.stream():
         size += len(chunk)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from streaming.errors import ConfigurationError, DataError
 from streaming.images.image_folder import LabelledFile, holds_images, read_folder
 from streaming.images.image_table import ImageTable, open_image_table
-from streaming.images.labels_csv import EMPTY, LIKE_MISSING
+from streaming.images.labels_csv import EMPTY, MISSING_VALUES
 from streaming.images.sources import read_source
 
 __all__ = ["Dataset", "LabelledFile", "digit_images", "list_images", "read_dataset", "write_images"]
@@ -66,7 +66,7 @@ class Dataset:
         lines += [
             f"{one!r} is treated as a class, with {self.class_counts[one]:,} images; for images without a class, leave "
             "the cell empty"
-            for one in sorted(LIKE_MISSING & self.class_counts.keys())
+            for one in sorted(MISSING_VALUES & self.class_counts.keys())
         ]
         if self.class_counts:
             by_size = sorted(self.class_counts.items(), key=lambda one: one[1])
@@ -75,7 +75,7 @@ class Dataset:
                 lines.append(f"imbalanced classes: {many:,} images of {most}, {few:,} of {least}")
         return lines
 
-    def some_images(self, count: int) -> Iterator[bytes]:
+    def sample_images(self, count: int) -> Iterator[bytes]:
         """Yield encoded images: of files, first `count` evenly spaced ones, then all; of a table, the first ones."""
         if self.table is not None:
             yield from self.table.first_images()

@@ -23,7 +23,7 @@ from streaming.storage.store import open_store
 
 IMAGES = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
-OF_SYSTEMS = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
+SYSTEM_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
 METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's ImageFolder
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 MAX_METADATA_BYTES = 256 * 1024**2
@@ -37,7 +37,7 @@ NOT_UTF8 = "its name is not UTF-8"
 UNREADABLE = "it cannot be read"
 HIDDEN = "it is hidden or belongs to an operating system"
 NOT_AN_IMAGE = "neither its name nor its first bytes are those of an image"
-TABLE = "it is a table beside folders of images: give the file itself to train on it"
+TABLE = "it is a table next to folders of images: give the file itself to train on it"
 ARCHIVE = "it is an archive: unpack it"
 
 
@@ -140,7 +140,7 @@ def _images(folder: Path, left_out: LeftOut) -> Iterator[_Found]:
         try:
             below = composed(path.relative_to(folder).as_posix())
             below.encode()
-            if why := _why_not(path):
+            if why := _skip_reason(path):
                 left_out.add(why, below)
             else:
                 yield _Found(str(path), PurePosixPath(below), path.stat().st_size)
@@ -155,7 +155,7 @@ def _objects(uri: str, left_out: LeftOut) -> Iterator[_Found]:
     for one in list_source(uri):
         below = PurePosixPath(composed(one.key))
         suffix = below.suffix.lower()
-        if any(part.startswith(".") or part.lower() in OF_SYSTEMS for part in below.parts):
+        if any(part.startswith(".") or part.lower() in SYSTEM_FILES for part in below.parts):
             left_out.add(HIDDEN, one.key)
         elif suffix in IMAGES:
             yield _Found(f"{uri}/{one.key}", below, one.bytes)
@@ -168,7 +168,7 @@ def _walk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
     """Return the paths of all files below a folder that are not hidden, following links."""
 
     def skip(name: str) -> bool:
-        hidden = name.startswith(".") or name.lower() in OF_SYSTEMS
+        hidden = name.startswith(".") or name.lower() in SYSTEM_FILES
         if hidden:
             left_out.add(HIDDEN, name)
         return hidden
@@ -180,7 +180,7 @@ def _walk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
     return map(Path, walk(str(folder), entered=set(), skip=skip, on_error=unreadable))
 
 
-def _why_not(path: Path) -> str | None:
+def _skip_reason(path: Path) -> str | None:
     """Return why a file is skipped, by its name and, if that is not an image's, by its first bytes; None if it is
     not."""
     suffix = path.suffix.lower()

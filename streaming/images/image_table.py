@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from producer.class_names import MAX_LABEL_CHARS, class_name
 from streaming.errors import ConfigurationError, DataError
-from streaming.storage.table_features import check_whole_files
+from streaming.storage.table_features import check_no_deleted_rows
 
 IMAGE_COLUMNS = ("image", "content", "value", "img", "bytes")
 NAME_COLUMNS = ("path", "name", "id", "image_id", "source")
@@ -129,7 +129,7 @@ def _delta_files(source: Path) -> tuple[str, ...]:
         )
     try:
         table = DeltaTable(source)
-        check_whole_files(table, str(source.absolute()))
+        check_no_deleted_rows(table, str(source.absolute()))
         # The log percent-encodes file names in addition to the encoding of partition values.
         names = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
         return tuple(str(source / unquote(name)) for name in names)

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from streaming.errors import reported
 from streaming.images.dataset import Dataset, LabelledFile
 from streaming.images.image_table import ImageTable
-from streaming.storage.files import at_hand, conformed, read_batches
+from streaming.storage.files import conformed, local_copy, read_batches
 from streaming.storage.store import is_uri
 from streaming.storage.tables import FEATURES, Table, spark_schema
 
@@ -107,7 +107,7 @@ def _fetched(spark: SparkSession, files: Sequence[str], schema: pa.Schema) -> Da
         for batch in batches:
             for file in batch.column("file").to_pylist():
                 place, _, name = file.rpartition("/")
-                with at_hand(place, name) as copy:
+                with local_copy(place, name) as copy:
                     for rows in read_batches(copy):
                         yield conformed(rows, schema)
 

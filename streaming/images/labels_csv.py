@@ -12,7 +12,7 @@ from streaming.errors import DataError
 
 MAX_ROWS = 10_000_000
 # Common spellings of a missing value. They are treated as class names, with a warning.
-LIKE_MISSING = frozenset({"#N/A", "<NA>", "N/A", "n/a", "NA", "NULL", "null", "None", "NaN", "nan", "NaT"})
+MISSING_VALUES = frozenset({"#N/A", "<NA>", "N/A", "n/a", "NA", "NULL", "null", "None", "NaN", "nan", "NaT"})
 
 EMPTY = "the label is empty"
 TOO_LONG = f"the label is longer than {MAX_LABEL_CHARS} characters"

@@ -160,7 +160,7 @@ SELECT min("offset") AS low, max("offset") AS high, count(DISTINCT (topic, "part
 """
 
 
-class Kind(StrEnum):
+class ProblemKind(StrEnum):
     """The kinds of problems."""
 
     ACCOUNT = "account"  # a batch's figures, offset ranges and rows do not match
@@ -173,10 +173,10 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Problem:
+class AuditProblem:
     """A problem: its description, and where it is."""
 
-    kind: Kind
+    kind: ProblemKind
     text: str
     where: dict[str, Any]
 
@@ -233,8 +233,8 @@ class AuditReport:
     erased: int = 0  # messages whose rows were erased on request
     left_out: list[dict[str, Any]] = field(default_factory=list)  # accepted losses; offsets are inclusive
     compared: list[Compared] = field(default_factory=list)  # with the broker, if requested
-    problems: list[Problem] = field(default_factory=list)  # at most LISTED of a kind
-    counts: dict[Kind, int] = field(default_factory=dict)  # of all problems
+    problems: list[AuditProblem] = field(default_factory=list)  # at most LISTED of a kind
+    counts: dict[ProblemKind, int] = field(default_factory=dict)  # of all problems
     searched: set[tuple[Any, ...]] = field(default_factory=set, repr=False)  # ranges whose gaps have been reported
 
     @property
@@ -242,10 +242,10 @@ class AuditReport:
         """Whether there are no problems; a batch in progress is not one."""
         return not self.counts
 
-    def add(self, kind: Kind, text: str, **where: Any) -> None:
+    def add(self, kind: ProblemKind, text: str, **where: Any) -> None:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] <= LISTED:
-            self.problems.append(Problem(kind, text, where))
+            self.problems.append(AuditProblem(kind, text, where))
 
 
 def audit(settings: Settings) -> AuditReport:
@@ -304,14 +304,14 @@ def _left_out(tables: AuditTables) -> Iterator[dict[str, Any]]:
 
 def _check_accounts(tables: AuditTables, report: AuditReport) -> None:
     for row in tables.rows(REPEATED_BATCHES):
-        report.add(Kind.ACCOUNT, f"{_batch(row)} is {row['n']} times in batches", **_id(row))
+        report.add(ProblemKind.ACCOUNT, f"{_batch(row)} is {row['n']} times in batches", **_id(row))
     for row in tables.rows(ACCOUNTS):
         rows = row["predicted"] + row["quarantined"]
         if not row["whole"] and row["newest"]:
             report.unfinished.append({**_id(row), "predicted": row["predicted"], "quarantined": row["quarantined"]})
         elif not row["whole"]:
             text = f"{_batch(row)} has {rows} rows but is not in batches, although later ones are"
-            report.add(Kind.NO_BATCH, text, **_id(row), rows=rows)
+            report.add(ProblemKind.NO_BATCH, text, **_id(row), rows=rows)
         else:
             _check_account(row, report)
 
@@ -324,11 +324,11 @@ def _check_account(row: dict[str, Any], report: AuditReport) -> None:
             f"{_batch(row)} records {recorded[0]} input, {recorded[1]} predicted, {recorded[2]} quarantined; its "
             f"offsets have {found[0]} messages, and there are {found[1]} and {found[2]} rows"
         )
-        report.add(Kind.ACCOUNT, text, **_id(row))
+        report.add(ProblemKind.ACCOUNT, text, **_id(row))
     models = {(row["low"], row["low_sha256"]), (row["high"], row["high_sha256"])}
     if found[1] + found[2] and models != {(row["model_version"], row["bundle_sha256"])}:
         text = f"{_batch(row)} has version {row['model_version']}, its rows {row['low']} to {row['high']}"
-        report.add(Kind.MODEL, text, **_id(row))
+        report.add(ProblemKind.MODEL, text, **_id(row))
 
 
 def _check_ranges(tables: AuditTables, report: AuditReport) -> None:
@@ -337,7 +337,7 @@ def _check_ranges(tables: AuditTables, report: AuditReport) -> None:
         outside = row["start"] is None or (row["n"] and (row["low"] < row["start"] or row["high"] >= row["end"]))
         if outside:
             text = f"{_batch(row)} has rows of {_place(row)} from {row['low']} to {row['high']}, outside its offsets"
-            report.add(Kind.ACCOUNT, text, **_id(row), **place)
+            report.add(ProblemKind.ACCOUNT, text, **_id(row), **place)
         if row["start"] is not None:
             _name_gaps(tables, report, row)
     for row in tables.rows(ADJOINING):
@@ -347,17 +347,17 @@ def _check_ranges(tables: AuditTables, report: AuditReport) -> None:
             if place | ends in report.left_out:
                 continue
             text = f"{_place(row)}: no batch for offsets {ends['from']} to {ends['to']}, before {_batch(row)}"
-            report.add(Kind.GAP, text, **place, **ends)
+            report.add(ProblemKind.GAP, text, **place, **ends)
         else:
             ends = {"from": row["start"], "to": min(row["before"], row["end"]) - 1}
             text = f"{_place(row)}: offsets {ends['from']} to {ends['to']} are in {_batch(row)} and in an earlier batch"
-            report.add(Kind.OVERLAP, text, **place, **ends, **_id(row))
+            report.add(ProblemKind.OVERLAP, text, **place, **ends, **_id(row))
 
 
 def _name_gaps(tables: AuditTables, report: AuditReport, row: dict[str, Any]) -> None:
     """Report the offsets without a row in one range of a batch, unless this was done before.
 
-    If the range has holes, they cannot be told from missing rows: then the number of missing rows is reported.
+    If the range has holes, they cannot be distinguished from missing rows: then the number of missing rows is reported.
     """
     range_ = {name: row[name] for name in ("query_id", "batch_id", "topic", "partition", "start", "end")}
     key = tuple(range_.values())
@@ -373,11 +373,13 @@ def _name_gaps(tables: AuditTables, report: AuditReport, row: dict[str, Any]) ->
             text = (
                 f"{_place(row)}: no row for {lost} messages of offsets {ends['from']} to {ends['to']}, of {_batch(row)}"
             )
-            report.add(Kind.GAP, text, topic=row["topic"], partition=row["partition"], **ends, lost=lost, **_id(row))
+            report.add(
+                ProblemKind.GAP, text, topic=row["topic"], partition=row["partition"], **ends, lost=lost, **_id(row)
+            )
         return
     for gap in tables.rows(MISSING, range_):
         text = f"{_place(row)}: no row for offsets {gap['from']} to {gap['to']}, of {_batch(row)}"
-        report.add(Kind.GAP, text, topic=row["topic"], partition=row["partition"], **gap, **_id(row))
+        report.add(ProblemKind.GAP, text, topic=row["topic"], partition=row["partition"], **gap, **_id(row))
 
 
 def _check_unique(tables: AuditTables, report: AuditReport) -> None:
@@ -390,7 +392,7 @@ def _check_unique(tables: AuditTables, report: AuditReport) -> None:
             place = {"topic": row["topic"], "partition": row["partition"]}
             text = f"{_place(row)}: {row['n']} rows for each of the offsets {row['from']} to {row['to']}"
             ends = {"from": row["from"], "to": row["to"]}
-            report.add(Kind.REPEAT, text, **place, **ends, rows=row["n"])
+            report.add(ProblemKind.REPEAT, text, **place, **ends, rows=row["n"])
             # A repeated row can hide a missing one, since the number of rows in the range is right then.
             for range_ in tables.rows(RANGES_AT, {**place, **ends}):
                 _name_gaps(tables, report, range_)

@@ -7,7 +7,7 @@ of its log, or of the first batch, to where the tables end.
     no message a table has a row, but the log, which covers the offset, has no message: it was aborted, or belongs to
                another topic. Compaction removes messages, so this is not checked in a compacted topic.
 
-Offsets are compared in windows. Messages are read in bounded memory, whatever their decompressed size, and discarded.
+Offsets are compared in windows. Messages are read in bounded memory, regardless of their decompressed size.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming.errors import UnavailableError
-from streaming.jobs.audit import SPANS, AuditReport, AuditTables, Compared, Kind, Span
+from streaming.jobs.audit import SPANS, AuditReport, AuditTables, Compared, ProblemKind, Span
 from streaming.pipeline.offsets import COMMITTED
 from streaming.pipeline.positions import Positions, name_in_kafka
 from streaming.platform.bounded_reader import BoundedReader
@@ -69,7 +69,7 @@ def compare_with_broker(settings: Settings, bootstrap_servers: str, report: Audi
             topics = {name: _Topic(admin, name) for name in sorted({name_in_kafka(span.topic) for span in spans})}
             for span in spans:
                 topic = topics[name_in_kafka(span.topic)]
-                note = topic.why_not(span, ids.get(span.topic), [one.topic for one in spans])
+                note = topic.mismatch(span, ids.get(span.topic), [one.topic for one in spans])
                 if note:
                     report.compared.append(Compared(span.topic, span.partition, note=note))
                 else:
@@ -89,7 +89,7 @@ class _Topic:
         policy = topic_configuration(admin, name).get("cleanup.policy") if self.id else None
         self.compacted = None if policy is None else "compact" in policy  # None: not known
 
-    def why_not(self, span: Span, recorded: str | None, names: Sequence[str]) -> str:
+    def mismatch(self, span: Span, recorded: str | None, names: Sequence[str]) -> str:
         """Why a partition cannot be compared; empty if it can."""
         if self.id is None or span.partition not in self.partitions:
             return "it is no longer in Kafka"
@@ -123,7 +123,7 @@ def _compare(tables: AuditTables, reader: BoundedReader, topic: _Topic, span: Sp
         held_in_all, rows_in_all = held_in_all + len(held), rows_in_all + len(rows)
         for low, high in _runs(np.setdiff1d(held, rows)):
             text = f"{span.topic} partition {span.partition}: Kafka has offsets {low} to {high}, which have no row"
-            report.add(Kind.GAP, text, topic=span.topic, partition=span.partition, **{"from": low, "to": high})
+            report.add(ProblemKind.GAP, text, topic=span.topic, partition=span.partition, **{"from": low, "to": high})
         if topic.compacted is not False:
             continue
         begin = reader.log_start(topic.name, span.partition)  # fetched again, since retention may have deleted some
@@ -132,7 +132,9 @@ def _compare(tables: AuditTables, reader: BoundedReader, topic: _Topic, span: Sp
             text = (
                 f"{span.topic} partition {span.partition}: rows for offsets {low} to {high}, where Kafka has no message"
             )
-            report.add(Kind.NOT_IN_KAFKA, text, topic=span.topic, partition=span.partition, **{"from": low, "to": high})
+            report.add(
+                ProblemKind.NOT_IN_KAFKA, text, topic=span.topic, partition=span.partition, **{"from": low, "to": high}
+            )
     report.compared.append(Compared(span.topic, span.partition, start, span.last, held_in_all, rows_in_all, note))
 
 

@@ -55,7 +55,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CapacityPlan:
     """The resources of a service for a load.
 
     Attributes:
@@ -109,7 +109,7 @@ def images_per_s(costs: Costs, images_per_batch: int, cores: int, tasks: int | N
     return images_per_batch / seconds
 
 
-def plan(load: float, costs: Costs, n_features: int, bundle_bytes: int) -> Plan:
+def plan(load: float, costs: Costs, n_features: int, bundle_bytes: int) -> CapacityPlan:
     """Plan a service.
 
     Args:
@@ -127,7 +127,7 @@ def plan(load: float, costs: Costs, n_features: int, bundle_bytes: int) -> Plan:
     scoring = overhead_s(tasks) + images * costs.per_image_s / tasks
     per_worker = WORKER_BYTES + 2 * bundle_bytes + decoding_bytes(DEFAULT_LIMITS)
     heap = heap_bytes(min(tasks, HEAP_TASKS))
-    return Plan(
+    return CapacityPlan(
         streams=streams,
         cores=streams * tasks,
         partitions=streams * tasks,

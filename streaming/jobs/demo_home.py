@@ -70,7 +70,7 @@ def _check_record(demo: Settings) -> None:
     for path, size in _data_files(demo):
         if recorded.get(path) != size:
             raise ConflictError(
-                f"{demo.home} holds data that the demo did not make ({path}): move or remove the folder, "
+                f"{demo.home} holds data that the demo did not create ({path}): move or remove the folder, "
                 "or run the demo in another home with --home PLACE"
             )
 
@@ -87,11 +87,11 @@ def _data_files(demo: Settings) -> Iterator[tuple[str, int]]:
     for directory, _, names in os.walk(home):
         for name in names:
             path = Path(directory, name)
-            if _may_hold_data(path.relative_to(home)):
+            if _may_contain_data(path.relative_to(home)):
                 yield path.relative_to(home).as_posix(), path.lstat().st_size
 
 
-def _may_hold_data(path: Path) -> bool:
+def _may_contain_data(path: Path) -> bool:
     match path.parts:
         case (name,):
             return not any(fnmatch(name, pattern) for pattern in LOGS_AND_LOCKS)

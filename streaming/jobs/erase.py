@@ -1,6 +1,6 @@
 """Erases images permanently, and records it, so that the audit still passes.
 
-    1. find all ids of the images: an image is identified by its content, whatever id it was published under
+    1. find all ids of the images: an image is identified by its content, regardless of its id
     2. record the identity of every row to erase in the table `erased`: topic, partition, offset and batch, but nothing
        about the image itself; the audit counts such an offset as processed
     3. remove the rows from every table, by rewriting the files that contain them
@@ -21,13 +21,13 @@ import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError
 
 from streaming.errors import ConflictError, DamagedError, NotFoundError
-from streaming.jobs.audit import Kind, audit
+from streaming.jobs.audit import ProblemKind, audit
 from streaming.jobs.rewrite import ATTEMPTS, replace_files, write_copy
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.query import open_snapshot
 from streaming.settings import Settings
-from streaming.storage.files import at_hand, read_batches
-from streaming.storage.home import TABLES, Home
+from streaming.storage.files import local_copy, read_batches
+from streaming.storage.home import TABLES_FOLDER, Home
 from streaming.storage.store import open_store
 from streaming.storage.table_log import open_delta, open_log, store_errors_in_one_line
 from streaming.storage.tables import ERASED, Table
@@ -117,9 +117,11 @@ def record_deleted(settings: Settings, by: str) -> int:
         ServiceError: there is nothing to audit, or the audit finds other problems than missing rows.
     """
     report = audit(settings)
-    others = set(report.counts) - {Kind.GAP, Kind.ACCOUNT}
-    gaps = [problem.where for problem in report.problems if problem.kind is Kind.GAP and "batch_id" in problem.where]
-    if others or len(gaps) != report.counts.get(Kind.GAP, 0):
+    others = set(report.counts) - {ProblemKind.GAP, ProblemKind.ACCOUNT}
+    gaps = [
+        problem.where for problem in report.problems if problem.kind is ProblemKind.GAP and "batch_id" in problem.where
+    ]
+    if others or len(gaps) != report.counts.get(ProblemKind.GAP, 0):
         raise DamagedError("the tables have other problems than missing rows: see `imagestream audit`")
     if not gaps:
         return 0
@@ -195,7 +197,7 @@ def _remove_files(home: Home, name: str, names: Collection[str]) -> int:
     place = home.table(name)
     wanted = pa.array(sorted(names), pa.string())
     found = [path for path in _unused(place) if _count(place, path, wanted)[0]]
-    home.store.delete(f"{TABLES}/{name}/{path}" for path in found)
+    home.store.delete(f"{TABLES_FOLDER}/{name}/{path}" for path in found)
     return len(found)
 
 
@@ -215,7 +217,7 @@ def _count(place: str, path: str, wanted: pa.Array) -> tuple[int, int]:
     """The number of rows of the images, and of all rows, in a file; 0 if the file has been deleted."""
     found = total = 0
     try:
-        with at_hand(place, path) as file:
+        with local_copy(place, path) as file:
             if not file.is_file():
                 return 0, 0
             columns = [name for name in pq.read_schema(file).names if name in ID_COLUMNS]

@@ -28,7 +28,7 @@ from streaming.jobs.rewrite import compact
 from streaming.pipeline.decisions import Decisions
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.settings import Settings
-from streaming.storage.home import LOG, TABLES, Home
+from streaming.storage.home import LOG, TABLES_FOLDER, Home
 from streaming.storage.table_features import files_with_vectors, reader_features
 from streaming.storage.table_log import open_delta, store_errors_in_one_line
 
@@ -129,7 +129,7 @@ def _shorten_log(table: DeltaTable, retention_hours: int) -> None:
 
 def _last_checkpoint(home: Home, name: str) -> int:
     try:
-        return int(json.loads(home.store.get(f"{TABLES}/{name}/{LOG}/_last_checkpoint") or b"")["version"])
+        return int(json.loads(home.store.get(f"{TABLES_FOLDER}/{name}/{LOG}/_last_checkpoint") or b"")["version"])
     except (ValueError, KeyError):  # none yet
         return -1
 

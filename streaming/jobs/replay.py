@@ -24,17 +24,17 @@ from deltalake.transaction import AddAction
 
 from models.decode import Reason
 from streaming.errors import ConflictError, NotFoundError
-from streaming.jobs.resend import Identity, Sender
+from streaming.jobs.resend import Identity, Resender
 from streaming.jobs.rewrite import replace_files, write_copy
 from streaming.platform.kafka_security import client_arguments
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.storage.files import at_hand, read_batches
+from streaming.storage.files import local_copy, read_batches
 from streaming.storage.home import make_dir, try_lock
 from streaming.storage.table_log import LiveFile, open_log
 
 MARK_ATTEMPTS = 20
-TO_SEND = [
+REPLAY_COLUMNS = [
     *("topic", "partition", "offset", "image_id", "source", "label_true", "reason", "value", "replayed_at"),
     *("key", "headers", "timestamp_ms"),  # missing in files of earlier releases
 ]
@@ -73,7 +73,7 @@ class ReplayReport:
         return self.failed is None and self.sent == self.wanted
 
 
-def count_wanted(settings: Settings, options: ReplayOptions) -> dict[str, int]:
+def count_selected(settings: Settings, options: ReplayOptions) -> dict[str, int]:
     """Reason → rows that a replay would send, regardless of `limit`.
 
     Raises:
@@ -109,7 +109,7 @@ def replay(
     Raises:
         ServiceError: there is no quarantine, another replay is running, or no broker answers; nothing was sent then.
     """
-    wanted = sum(count_wanted(settings, options).values())
+    wanted = sum(count_selected(settings, options).values())
     report = ReplayReport(wanted if options.limit is None else min(wanted, options.limit))
     with try_lock(
         make_dir(settings.work_dir) / "replay.lock",
@@ -118,7 +118,7 @@ def replay(
         log = open_log(settings.place.table("quarantine"))
         log.check_rewritable()  # since marking rewrites files
         files = [file.path for file in log.files()]
-        sender = Sender(bootstrap_servers, client_arguments(settings))
+        sender = Resender(bootstrap_servers, client_arguments(settings))
         try:
             for file in files:
                 left = report.wanted - report.sent - report.refused
@@ -132,7 +132,7 @@ def replay(
 
 
 def _replay_file(
-    settings: Settings, file: str, options: ReplayOptions, left: int, sender: Sender, report: ReplayReport
+    settings: Settings, file: str, options: ReplayOptions, left: int, sender: Resender, report: ReplayReport
 ) -> None:
     """Send at most `left` wanted rows of one file, and mark the acknowledged ones, even if it is interrupted."""
     try:
@@ -152,8 +152,8 @@ def _replay_file(
 
 
 def _wanted_rows(place: str, file: str, options: ReplayOptions, left: int) -> Iterator[dict[str, Any]]:
-    with at_hand(place, file) as copy:
-        for batch in read_batches(copy, TO_SEND):
+    with local_copy(place, file) as copy:
+        for batch in read_batches(copy, REPLAY_COLUMNS):
             for row in batch.to_pylist():
                 unmarked = options.again or row["replayed_at"] is None
                 if left and unmarked and options.reason in {None, row["reason"]} and row["reason"] != NOT_KEPT:
@@ -192,7 +192,7 @@ def _replace_files(place: str, identities: set[Identity], at: datetime, likely: 
     removes: list[LiveFile] = []
     adds: list[AddAction] = []
     for file in sorted(log.files(), key=lambda one: one.path != likely):
-        with at_hand(place, file.path) as copy:
+        with local_copy(place, file.path) as copy:
             batches = read_batches(copy, ["topic", "partition", "offset"])
             marks = sum(len(_positions(batch, identities)) for batch in batches)
         if marks:

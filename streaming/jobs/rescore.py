@@ -33,7 +33,7 @@ from streaming.pipeline.score_columns import answer_columns
 from streaming.query import query
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from streaming.storage.files import as_matrix, at_hand
+from streaming.storage.files import as_matrix, local_copy
 from streaming.storage.home import make_dir, try_lock
 from streaming.storage.table_log import open_log
 from streaming.storage.tables import ANSWER, IDENTITY, RESCORED, Table
@@ -94,7 +94,7 @@ class _Chunk:
 
 
 @dataclass
-class _Done:
+class _ScoredOffsets:
     """The messages that have been scored: per (topic, partition), the first and last offsets of runs, in order."""
 
     rows: int = 0
@@ -218,9 +218,9 @@ def _chunk(files: list[str], bundle_sha256: str) -> _Chunk:
     return _Chunk(f"rescore:{bundle_sha256}:{hashlib.sha256(names.encode()).hexdigest()}", files)
 
 
-def _done(settings: Settings, bundle_sha256: str) -> _Done:
+def _done(settings: Settings, bundle_sha256: str) -> _ScoredOffsets:
     found = query(settings, DONE, parameters={"bundle": bundle_sha256}, timeout_s=TIMEOUT_S)
-    done = _Done(rows=int(pc.sum(found.column("rows")).as_py() or 0))
+    done = _ScoredOffsets(rows=int(pc.sum(found.column("rows")).as_py() or 0))
     keys = found.select(["topic", "partition"]).group_by(["topic", "partition"]).aggregate([]).to_pylist()
     for key in keys:
         mask = pc.and_(
@@ -237,7 +237,7 @@ class _Work:
 
     head: Head
     bundle: Bundle
-    done: _Done
+    done: _ScoredOffsets
     on_rows: ON_ROWS
     features: str  # the place of the table
 
@@ -262,7 +262,7 @@ def _score_chunk(chunk: _Chunk, work: _Work) -> pa.Table:
     wanted = ["backbone_sha256", "projection_sha256", "features", *(one.name for one in IDENTITY)]
     parts = []
     for file in chunk.files:
-        with at_hand(work.features, file) as copy, pq.ParquetFile(copy) as parquet:
+        with local_copy(work.features, file) as copy, pq.ParquetFile(copy) as parquet:
             for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=wanted):
                 parts.append(_score_batch(batch, work, file))
                 work.on_rows(batch.num_rows)

@@ -46,7 +46,7 @@ FROM pairs WHERE new_label <> old_label GROUP BY ALL ORDER BY rows DESC, old_lab
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RescoreComparison:
     """The rows of the SQL above, excluding messages that the same version had scored; either list may be empty.
 
     Attributes:
@@ -59,18 +59,18 @@ class Comparison:
     changes: list[dict[str, Any]]
 
 
-def compare(settings: Settings, bundle_sha256: str, *, limit: int = CHANGES) -> Comparison:
+def compare(settings: Settings, bundle_sha256: str, *, limit: int = CHANGES) -> RescoreComparison:
     """Compare the answers in `rescored` of one bundle with those in `predictions`, message by message."""
     there = set(settings.place.table_names())
     if not {"predictions", "rescored"} <= there:
-        return Comparison([], [])
+        return RescoreComparison([], [])
     pairs = PAIRS.format(known=LATEST_LABELS if "labels" in there else NO_LABELS)
     bundle = {"bundle": bundle_sha256}
     agreement = query(settings, pairs + AGREEMENT, parameters=bundle, timeout_s=TIMEOUT_S).to_pylist()
     labelled = pairs + LABELLED.format(contents=contents_of(settings))
     with open_query(settings, labelled, parameters=bundle, timeout_s=TIMEOUT_S) as batches:
         counts = count_pairs(batches, TrainingMembership(open_registry(settings.home), settings.place))
-    return Comparison(
+    return RescoreComparison(
         [row | counts.get(row["old_version"], PairedAccuracy()).as_row() for row in agreement],
         query(settings, pairs + CHANGED, parameters=bundle | {"limit": limit}, timeout_s=TIMEOUT_S).to_pylist(),
     )

@@ -26,7 +26,7 @@ Identity = tuple[str, int, int]  # topic, partition, offset
 
 
 @dataclass(frozen=True)
-class Sent:
+class ResentRow:
     """A row that was sent to the broker."""
 
     identity: Identity
@@ -47,14 +47,14 @@ class _Original:
 
 
 @dataclass(frozen=True)
-class _Done:
+class _Acknowledged:
     """The future of an acknowledged message."""
 
     def get(self, timeout: float) -> None:
         """Return at once, like the `get` of kafka-python's future."""
 
 
-class Sender:
+class Resender:
     """Sends rows, with at most IN_FLIGHT_BYTES in flight, and collects the results.
 
     Args:
@@ -74,14 +74,14 @@ class Sender:
         from kafka import KafkaProducer
         from kafka.errors import KafkaError
 
-        self.acknowledged: list[Sent] = []
+        self.acknowledged: list[ResentRow] = []
         self.refused = 0
         self.failed: str | None = None
         self._servers = bootstrap_servers
         self._client = client
         self._second: Any = None  # an admin client, created if necessary
         self._kept_ms: dict[str, float] = {}  # topic → retention by the messages' own timestamps
-        self._waiting: deque[tuple[Sent, Any]] = deque()
+        self._waiting: deque[tuple[ResentRow, Any]] = deque()
         self._waiting_bytes = 0
         try:
             self._producer = connect(
@@ -113,13 +113,13 @@ class Sender:
         value = row["value"]  # None if the message had none
         size = len(value or b"")
         while self._waiting and self._waiting_bytes + size > IN_FLIGHT_BYTES:
-            self._settle()
-        sent = Sent((row["topic"], row["partition"], row["offset"]), row["reason"], size)
+            self._collect()
+        sent = ResentRow((row["topic"], row["partition"], row["offset"]), row["reason"], size)
         message = self._original(row)
         try:
             if any(one is None for _, one in message.headers):
                 self._send_alone(message)
-                future: Any = _Done()
+                future: Any = _Acknowledged()
             else:
                 future = self._producer.send(
                     message.topic, value, message.key, message.headers, timestamp_ms=message.timestamp_ms
@@ -140,12 +140,12 @@ class Sender:
             made = build_message(value or b"", row["source"] or "", label=row["label_true"], image_id=row["image_id"])
             return _Original(topic, row["partition"], made.key, value, [*made.headers, mark], None)
         headers = [(one["key"], one["value"]) for one in row["headers"] or ()] + [mark]
-        if timestamp < 0 or self._would_vanish(topic, timestamp):
+        if timestamp < 0 or self._expires_soon(topic, timestamp):
             headers.append((HEADER_TIMESTAMP, str(timestamp).encode()))
             timestamp = None
         return _Original(topic, row["partition"], row["key"], value, headers, timestamp)
 
-    def _would_vanish(self, topic: str, timestamp_ms: int) -> bool:
+    def _expires_soon(self, topic: str, timestamp_ms: int) -> bool:
         """Whether the broker would soon delete a message with this timestamp, by its retention."""
         if topic not in self._kept_ms:
             found = topic_configuration(self._admin(), topic)
@@ -199,9 +199,9 @@ class Sender:
     def flush(self) -> None:
         """Wait for the results of all messages in flight."""
         while self._waiting:
-            self._settle()
+            self._collect()
 
-    def _settle(self) -> None:
+    def _collect(self) -> None:
         from kafka.errors import KafkaError, MessageSizeTooLargeError
 
         sent, future = self._waiting.popleft()

@@ -5,7 +5,7 @@ carries the next transaction of the application `rewrite`, counted from the vers
 two rewriters that read the same version the second is rejected. A commit also fails if a file to be removed is no
 longer part of the table, as after a DELETE by another program. Concurrent appends do not conflict and are never lost.
 
-Rows are copied a few megabytes at a time, however large the files are.
+Rows are copied a few megabytes at a time, regardless of the size of the files.
 """
 
 import json
@@ -18,7 +18,7 @@ import pyarrow as pa
 from deltalake.transaction import AddAction, RemoveAction
 
 from streaming.errors import DamagedError
-from streaming.storage.files import FileSink, at_hand, conformed, read_batches
+from streaming.storage.files import FileSink, conformed, local_copy, read_batches
 from streaming.storage.table_features import TableFeatureError
 from streaming.storage.table_log import REWRITE, LiveFile, TableLog, open_log
 from streaming.storage.tables import STATISTICS, added, merged_statistics, statistics
@@ -144,7 +144,7 @@ def _row_groups(place: str, paths: Sequence[str], schema: pa.Schema) -> Iterator
     waiting_bytes = 0
     for path in paths:
         try:
-            with at_hand(place, path) as file:
+            with local_copy(place, path) as file:
                 for batch in read_batches(file, max_rows=MAX_ROWS_READ):
                     waiting.append(pa.Table.from_batches([conformed(batch, schema)]))
                     waiting_bytes += waiting[-1].nbytes

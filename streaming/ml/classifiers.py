@@ -53,8 +53,7 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
     | `reasonCol`      | out       | string, optional: why a row has no prediction |
 
     A row without a prediction has nulls. Saving the stage includes the model. In earlier releases `labelCol` was the
-    column
-    of predicted names: if it is set and there is no such input column, it still is, with a FutureWarning.
+    column of predicted names: if it is set and there is no such input column, it still is, with a FutureWarning.
 
     Example:
         BundleScorer(inputCol="image", bundle=".imagestream/models/bundles/0f3a…").transform(images)

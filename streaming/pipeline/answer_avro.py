@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from streaming.pipeline.answer_value import TABLES, answer_fields
+from streaming.pipeline.answer_value import ANSWERED_TABLES, answer_fields
 from streaming.pipeline.avro import HEADER_BYTES, RecordError, Records, Schema, records_of_registry
 
 SCHEMA_ID = "urn:imagestream:answer-avro:1"
@@ -30,7 +30,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def avro_schema() -> dict[str, Any]:
     """The Avro schema of the values; published as docs/answers.avsc."""
-    fields = {field.name: field for table in TABLES for field in answer_fields(table)}
+    fields = {field.name: field for table in ANSWERED_TABLES for field in answer_fields(table)}
     return {
         "type": "record",
         "namespace": NAMESPACE,
@@ -52,7 +52,7 @@ def avro_value(value: Mapping[str, Any], schema_id: int | None) -> bytes:
     """The encoded record of an answer.
 
     Args:
-        value: as `answer_value` makes it.
+        value: the result of `answer_value`.
         schema_id: of the schema in the registry; None for single-object encoding.
     """
     from fastavro import schemaless_writer
@@ -69,7 +69,7 @@ def has_schema_id(data: bytes) -> bool:
 
 
 def avro_rows(registry: str | None) -> Callable[[bytes], dict[str, Any]]:
-    """A function from an encoded record to `table` and the columns of its row, as `answer_value` makes them.
+    """A function from an encoded record to `table` and the columns of its row, as in the result of `answer_value`.
 
     It raises a RecordError if the bytes are not an answer, and a RegistryAwayError if the registry does not respond.
 
@@ -105,8 +105,8 @@ def _without_registry(data: bytes) -> Any:
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of the record's table; logical types are decoded here, since `Schema` leaves them out."""
     table = record.get("table")
-    if table not in TABLES:
-        raise RecordError(f"expected the field 'table' to be {' or '.join(TABLES)}, got {str(table)[:40]!r}")
+    if table not in ANSWERED_TABLES:
+        raise RecordError(f"expected the field 'table' to be {' or '.join(ANSWERED_TABLES)}, got {str(table)[:40]!r}")
     row = {field.name: _decoded(record.get(field.name), field) for field in answer_fields(table)}
     return {"table": table} | row
 

@@ -17,13 +17,13 @@ import pyarrow as pa
 from streaming.storage.tables import SCHEMAS
 
 SCHEMA_ID = "urn:imagestream:answer:1"
-TABLES = ("predictions", "quarantine")
+ANSWERED_TABLES = ("predictions", "quarantine")  # whose rows can be sent as answers
 # The image's bytes, which are too large for a message, its headers, and what is null as long as a row is new.
 LEFT_OUT = {"predictions": frozenset[str](), "quarantine": frozenset({"value", "headers", "replayed_at"})}
 MAX_KEY_BYTES = 1024  # a longer key is cut, as in `predictions`
 
 
-@cache  # asked for each answer
+@cache  # called for each answer
 def answer_fields(table: str) -> tuple[pa.Field, ...]:
     """The columns of a table that an answer has."""
     return tuple(field for field in SCHEMAS[table][0] if field.name not in LEFT_OUT[table])
@@ -50,7 +50,7 @@ def json_value(value: Mapping[str, Any]) -> bytes:
 
 
 def as_text(value: datetime | date | bytes) -> str:
-    """A value that JSON does not have as the text that an answer has in its place."""
+    """The text that represents a value of a type that JSON does not have."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, datetime):
@@ -64,7 +64,7 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": SCHEMA_ID,
         "title": "Answer of imagestream: a row of the table predictions or quarantine",
-        "oneOf": [_object({"table": {"const": table}}, answer_fields(table)) for table in TABLES],
+        "oneOf": [_object({"table": {"const": table}}, answer_fields(table)) for table in ANSWERED_TABLES],
     }
 
 

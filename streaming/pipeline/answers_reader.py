@@ -1,4 +1,4 @@
-"""Reading the answers topic: its brokers, its committed messages, and whether it is one that a stream can send to."""
+"""Reading the answers topic: its brokers, its committed messages, and whether a stream can send to it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -60,14 +60,14 @@ def committed_batch(servers: str, stream: str, topic: str, client: Mapping[str, 
 def open_consumer(
     servers: str, client: Mapping[str, Any], group: str | None = None, isolation: str = "read_committed"
 ) -> Any:
-    """A consumer of committed messages, unless told otherwise, for which a deleted offset is an error."""
+    """A consumer of committed messages, by default, for which a deleted offset is an error."""
     from kafka import KafkaConsumer
 
     return connect(
         KafkaConsumer,
         bootstrap_servers=servers,
         group_id=group,
-        isolation_level=isolation,  # also for the group's offset: a commit that is pending is waited for
+        isolation_level=isolation,  # also for the group's offset: waits for a pending commit
         enable_auto_commit=False,
         auto_offset_reset="none",
         bootstrap_timeout_ms=int(CONNECT_TIMEOUT_S * 1000),
@@ -93,7 +93,7 @@ def records_until(consumer: Any, ends: Mapping[Any, int]) -> Iterator[Any]:
 
 
 def check_messages(settings: Settings, topic: Topic) -> None:
-    """Refuse a topic whose last messages are not answers in the format that is set.
+    """Reject a topic whose last messages are not answers in the configured format.
 
     Raises:
         ServiceError: it has other messages; an AnswersAwayError if it cannot be read.
@@ -117,7 +117,7 @@ def check_messages(settings: Settings, topic: Topic) -> None:
 
 
 def _check_message(settings: Settings, topic: str, record: Any) -> None:
-    """Refuse a message that the stream would not send with its settings."""
+    """Reject a message that the stream would not send with its settings."""
     headers, format_ = dict(record.headers), settings.answers_format
     schema, expected = (headers.get(HEADER_SCHEMA) or b"").decode(errors="replace")[:100], SCHEMA_IDS[format_]
     what, fix, registered = None, "choose another topic", has_schema_id(record.value or b"")

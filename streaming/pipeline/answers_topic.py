@@ -44,13 +44,17 @@ from streaming.pipeline.decisions import AnswersDue, Decision
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import client_arguments
 from streaming.platform.schema_registry import RegistryAwayError, register_schema
-from streaming.platform.topic import Right, Subscription, Topic, describe_topic
+from streaming.platform.topic import Subscription, Topic, TopicOperation, describe_topic
 from streaming.platform.transactional_producer import TransactionalProducer, is_fencing, topics_in_transaction
 from streaming.settings import Settings
-from streaming.storage.files import DataFile, at_hand, conformed, read_batches
+from streaming.storage.files import DataFile, conformed, local_copy, read_batches
 from streaming.storage.tables import SCHEMAS
 
-TABLES = {"predictions": ("predictions",), "quarantine": ("quarantine",), "both": ("predictions", "quarantine")}
+TABLES_BY_SETTING = {
+    "predictions": ("predictions",),
+    "quarantine": ("quarantine",),
+    "both": ("predictions", "quarantine"),
+}
 TRIES = 6  # to send the answers of a batch while other processes fence this one
 FENCED_S = (0.2, 1.0)  # bounds of the random wait before the next try, so that one of two processes succeeds
 CLOCKS_S = 600.0  # maximum difference between the clocks of a broker and of a stream
@@ -59,7 +63,7 @@ HEADERS_OF = {"predictions": (), "quarantine": ("headers",)}  # further columns 
 
 
 @dataclass(frozen=True)
-class Sent:
+class AnswersState:
     """State of the answers of a stream.
 
     Attributes:
@@ -91,7 +95,7 @@ class AnswersTopic:
     """Sends the answers of one stream; used by one thread at a time. Connects when there is something to send.
 
     Args:
-        accept_new_topic: send pending answers to a topic that was created again under the same name.
+        accept_new_topic: send pending answers to a topic that was recreated under the same name.
         on_change: called with the new state whenever it changes.
 
     Attributes:
@@ -100,10 +104,10 @@ class AnswersTopic:
 
     settings: Settings
     accept_new_topic: bool = False
-    on_change: Callable[[Sent], None] = lambda _: None
+    on_change: Callable[[AnswersState], None] = lambda _: None
     due: AnswersDue | None = None
     _open: _Open | None = field(default=None, init=False)
-    _sent: Sent | None = field(default=None, init=False)
+    _state: AnswersState | None = field(default=None, init=False)
 
     def prepare(self, reads: Subscription) -> None:
         """Check the answers topic before a stream starts; it is created if it does not exist.
@@ -122,11 +126,11 @@ class AnswersTopic:
             raise ConfigurationError(
                 f"--answers-topic: {name!r} is a topic that the stream reads images from: choose another name"
             )
-        topics = [self._described(name, right) for right in (Right.WRITE, Right.READ)]
+        topics = [self._described(name, right) for right in (TopicOperation.WRITE, TopicOperation.READ)]
         check_messages(self.settings, topics[0])
         format_ = self.settings.answers_format
         schema_id = self._registered(name) if format_ == "avro" else None
-        self.due = AnswersDue(name, topics[0].id, TABLES[self.settings.answers], format_, schema_id)
+        self.due = AnswersDue(name, topics[0].id, TABLES_BY_SETTING[self.settings.answers], format_, schema_id)
 
     def begin(self, stream: str, number: int) -> None:
         """Fence earlier producers of the stream, and commit a first transaction, without a message.
@@ -135,7 +139,7 @@ class AnswersTopic:
             number: of the newest complete batch; its answers are committed, or were not due.
 
         Raises:
-            ServiceError: the broker has no transactions, or this user has no right to them or to the group; an
+            ServiceError: the broker has no transactions, or this user has no permission for them or the group; an
                 AnswersAwayError if no transaction is completed in time, another program uses the transactional id,
                 another process fences this one, or the topic has later batches.
         """
@@ -155,7 +159,7 @@ class AnswersTopic:
             self._transact(opened, number, ())
 
         self._until_not_fenced(commit, stream, topic)
-        self._tell(Sent(topic, number))
+        self._report(AnswersState(topic, number))
 
     def send(self, decision: Decision, place: str, on_step: Callable[[str], None] = lambda _: None) -> None:
         """Send the answers of a decided batch, unless they are committed already.
@@ -172,10 +176,10 @@ class AnswersTopic:
         if due is None:
             return
         rows = sum(file.rows for table in due.tables for file in decision.files.get(table, ()))
-        before = self._sent if self._sent is not None and self._sent.topic == due.topic else Sent(due.topic)
-        self._tell(replace(before, backlog=rows))
+        before = self._state if self._state is not None and self._state.topic == due.topic else AnswersState(due.topic)
+        self._report(replace(before, backlog=rows))
         self._until_not_fenced(lambda: self._send(decision, due, place, on_step), decision.stream, due.topic)
-        self._tell(Sent(due.topic, decision.number, datetime.now(UTC).timestamp(), rows))
+        self._report(AnswersState(due.topic, decision.number, datetime.now(UTC).timestamp(), rows))
         on_step("answers")
 
     def close(self) -> None:
@@ -196,7 +200,7 @@ class AnswersTopic:
                 if not isinstance(error, KafkaError):
                     raise
                 if not fenced or attempt == TRIES:
-                    raise _explained(error, fenced, stream, topic) from error
+                    raise _as_service_error(error, fenced, stream, topic) from error
             else:
                 return
             threading.Event().wait(uniform(*FENCED_S))  # noqa: S311  no secret
@@ -207,7 +211,7 @@ class AnswersTopic:
             self.close()
             self._check_topic(decision, due)
             opened = self._opened(decision.stream, due.topic)
-            if opened.committed is None and self._is_there(decision, due):
+            if opened.committed is None and self._has_answers(decision, due):
                 opened.committed = decision.number
         if opened.committed is None or opened.committed < decision.number:
             self._transact(opened, decision.number, messages_of(decision, place), on_step)
@@ -241,17 +245,17 @@ class AnswersTopic:
         return self._open
 
     def _check_topic(self, decision: Decision, due: AnswersDue) -> None:
-        """Refuse a topic of the same name that is not the one that the stream checked."""
-        found = self._described(due.topic, Right.WRITE)
+        """Reject a topic of the same name that is not the one that the stream checked."""
+        found = self._described(due.topic, TopicOperation.WRITE)
         if found.id != due.topic_id and not self.accept_new_topic:
             raise ConflictError(
                 f"the answers of batch {decision.number} are due on topic {due.topic!r} with id {due.topic_id}, and "
                 f"the one at {self._servers()} has id {found.id}: name its broker with --answers-bootstrap-servers or "
-                "IMAGESTREAM_ANSWERS_BOOTSTRAP_SERVERS; if the topic was made again, start the stream with "
+                "IMAGESTREAM_ANSWERS_BOOTSTRAP_SERVERS; if the topic was recreated, start the stream with "
                 "--accept-new-topic"
             )
 
-    def _is_there(self, decision: Decision, due: AnswersDue) -> bool:
+    def _has_answers(self, decision: Decision, due: AnswersDue) -> bool:
         """Whether the topic itself has answers of the batch; for a group without an offset.
 
         Brokers delete the offset of a group that has not committed for `offsets.retention.minutes`, a week by default.
@@ -260,7 +264,7 @@ class AnswersTopic:
 
         wanted = {HEADER_SOURCE: f"/streams/{decision.stream}".encode(), HEADER_BATCH: str(decision.number).encode()}
         with closing(open_consumer(self._servers(), client_arguments(self.settings))) as consumer:
-            ends = self._described(due.topic, Right.READ).ends
+            ends = self._described(due.topic, TopicOperation.READ).ends
             places = {TopicPartition(due.topic, one): end for one, end in ends.items() if end}
             since = int((decision.decided_at - timedelta(seconds=CLOCKS_S)).timestamp() * 1000)
             first = consumer.offsets_for_times(dict.fromkeys(places, since)) if places else {}
@@ -271,7 +275,7 @@ class AnswersTopic:
             return any(wanted.items() <= dict(record.headers).items() for record in records_until(consumer, left))
 
     def _check_transactional_id(self, stream: str, topic: str) -> None:
-        """Refuse an id whose open transaction is not one of this stream, before it is aborted."""
+        """Reject an id whose open transaction is not one of this stream, before it is aborted."""
         name = transactional_id_of(stream)
         others = topics_in_transaction(self._servers(), name, client_arguments(self.settings)) - {topic}
         if others:
@@ -293,7 +297,7 @@ class AnswersTopic:
     def _servers(self) -> str:
         return answers_servers(self.settings)
 
-    def _described(self, topic: str, right: Right) -> Topic:
+    def _described(self, topic: str, right: TopicOperation) -> Topic:
         try:
             return describe_topic(self._servers(), topic, client_arguments(self.settings), right)
         except RefusedError:
@@ -301,9 +305,9 @@ class AnswersTopic:
         except ServiceError as error:
             raise AnswersAwayError(f"answers topic {topic!r}: {error}") from error
 
-    def _tell(self, sent: Sent) -> None:
-        self._sent = sent
-        self.on_change(sent)
+    def _report(self, state: AnswersState) -> None:
+        self._state = state
+        self.on_change(state)
 
 
 def messages_of(decision: Decision, place: str) -> Iterator[AnswerMessage]:
@@ -334,13 +338,13 @@ def file_rows(table: str, place: str, file: DataFile) -> Iterator[dict[str, Any]
     """The columns that an answer is made from, of the rows of one data file, read in parts of bounded size."""
     fields = [*answer_fields(table), *(field for field in SCHEMAS[table][0] if field.name in HEADERS_OF[table])]
     schema = pa.schema([field for field in fields if field.name not in file.partition])
-    with at_hand(place, file.path) as path:
+    with local_copy(place, file.path) as path:
         for batch in read_batches(path, schema.names):
             for row in conformed(batch, schema).to_pylist():
                 yield row | file.partition
 
 
-def _explained(error: Exception, fenced: bool, stream: str, topic: str) -> ServiceError:
+def _as_service_error(error: Exception, fenced: bool, stream: str, topic: str) -> ServiceError:
     """An error of Kafka as one line that names the setting to check; an AnswersAwayError if a retry may succeed."""
     from kafka import errors
 
@@ -352,11 +356,11 @@ def _explained(error: Exception, fenced: bool, stream: str, topic: str) -> Servi
         )
     grant = "grant it with `kafka-acls.sh --add --allow-principal User:NAME --resource-pattern-type prefixed"
     refused: dict[type[Exception], str] = {  # the first that matches
-        errors.GroupAuthorizationFailedError: f"no right to group {name!r}: {grant} --operation Read --group "
+        errors.GroupAuthorizationFailedError: f"no permission for group {name!r}: {grant} --operation Read --group "
         "imagestream-`",
-        errors.TransactionalIdAuthorizationFailedError: f"no right to transactional id {name!r}: {grant} --operation "
-        "Write --operation Describe --transactional-id imagestream-`",
-        errors.AuthorizationError: f"no right to read and write it ({error}): check IMAGESTREAM_KAFKA_USERNAME",
+        errors.TransactionalIdAuthorizationFailedError: f"no permission for transactional id {name!r}: {grant} "
+        "--operation Write --operation Describe --transactional-id imagestream-`",
+        errors.AuthorizationError: f"no permission to read and write it ({error}): check IMAGESTREAM_KAFKA_USERNAME",
         errors.MessageSizeTooLargeError: f"an answer is too large for it ({error}): raise its max.message.bytes",
         errors.UnsupportedVersionError: f"its broker has no transactions ({error}): choose another one with {SERVERS}",
         errors.KafkaConfigurationError: f"its broker has no transactions ({error}): choose another one with {SERVERS}",

@@ -48,7 +48,7 @@ class Attempts:
 
     def begin(self, number: int, ranges: Sequence[OffsetRange]) -> None:
         """Record the start of a micro-batch."""
-        tries = self._last[2] if self._last is not None and self._begins_alike(number, ranges) else 0
+        tries = self._last[2] if self._last is not None and self._has_same_start(number, ranges) else 0
         self._last = number, list(ranges), tries + 1
         content = {"number": number, "tries": tries + 1, "ranges": [asdict(one) for one in ranges]}
         with suppress(OSError):  # a full disk
@@ -66,7 +66,7 @@ class Attempts:
         ranges = self._last[1]
         return ranges if all(ends.get((one.topic, one.partition)) == one.start for one in ranges) else []
 
-    def _begins_alike(self, number: int, ranges: Sequence[OffsetRange]) -> bool:
+    def _has_same_start(self, number: int, ranges: Sequence[OffsetRange]) -> bool:
         """Whether a micro-batch begins where the last one did; it may be smaller."""
         if self._last is None:
             return False

@@ -1,4 +1,4 @@
-"""The commit protocol of a micro-batch, by which every message has exactly one row whenever a process fails.
+"""The commit protocol of a micro-batch, by which every message has exactly one row, whenever a process fails.
 
     1. plan      take Spark's offset ranges; each must start where the previous batch ended
     2. model     load the models that the aliases point to now
@@ -40,7 +40,7 @@ from streaming.pipeline.decisions import Decision, Decisions, Figures, ModelVers
 from streaming.pipeline.finish import Tables, apply
 from streaming.pipeline.model_manager import LoadedModel, ModelManager
 from streaming.pipeline.payload import RAW, Payload
-from streaming.pipeline.positions import Plan
+from streaming.pipeline.positions import OffsetPlan
 from streaming.pipeline.reconcile import confirmed, partitions_with_holes, reconcile
 from streaming.pipeline.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionReport, ScoreTask, score_partition
 from streaming.pipeline.topic_snapshot import TakeSnapshot
@@ -110,7 +110,7 @@ class BatchCommitter:
         plan: where the next micro-batch must begin; set before each query.
     """
 
-    plan: Plan
+    plan: OffsetPlan
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from streaming.errors import ConfigurationError, DamagedError, ServiceError
+from streaming.pipeline.answer_value import ANSWERED_TABLES
 from streaming.storage.files import STRICT, DataFile
 from streaming.storage.numbered import numbered, numbered_key
 from streaming.storage.store import Store, check_key
@@ -29,7 +30,6 @@ FORMAT_WITH_AVRO = 3
 FORMATS = (FORMAT, FORMAT_WITH_ANSWERS, FORMAT_WITH_AVRO)
 # The tables that a decision has files for, in the order in which they are committed; `batches` comes after them.
 DECIDED_TABLES = ("predictions", "quarantine", "shadow", "features")
-ANSWERED_TABLES = ("predictions", "quarantine")  # whose rows can be sent as answers
 KEPT = 200  # decisions of the newest complete batches
 KEPT_FOR = timedelta(days=1)
 NUMBER_DIGITS = 20  # of the keys

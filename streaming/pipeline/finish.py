@@ -39,14 +39,14 @@ class Tables:
             self._open[name] = Table(self.place, name)
         return self._open[name]
 
-    def seen(self, stream: str) -> dict[str, int | None]:
+    def transactions(self, stream: str) -> dict[str, int | None]:
         """The newest batch number that the stream has committed to each table of a decision.
 
         The tables are opened and read in parallel, since each takes several requests in a bucket.
         """
         with ThreadPoolExecutor(len(DECIDED_TABLES)) as pool:
             return dict(
-                zip(DECIDED_TABLES, pool.map(lambda name: self[name].seen(stream), DECIDED_TABLES), strict=True)
+                zip(DECIDED_TABLES, pool.map(lambda name: self[name].transaction(stream), DECIDED_TABLES), strict=True)
             )
 
 
@@ -81,9 +81,9 @@ def apply(
     # Checked for each batch: a driver that was suspended for a day must not add rows after its decision was pruned.
     # Decisions are kept for much longer than the cached state of a table in a bucket.
     batches = tables["batches"]
-    seen = batches.seen_lately(app) if fresh else batches.seen(app)
-    if seen is not None and seen >= number:
-        return seen == number
+    last = batches.recent_transaction(app) if fresh else batches.transaction(app)
+    if last is not None and last >= number:
+        return last == number
     if not fresh:
         _check_files(decision, tables)
     files = {tables[name]: of_table for name, of_table in files_of(decision).items()}
@@ -141,7 +141,7 @@ def finish_decided(
             apply(decision, tables, fresh=False, answers=answers)
             positions = positions.after(decision)
             continue
-        ahead = [name for name, seen in tables.seen(identity.id).items() if (seen or 0) > positions.number]
+        ahead = [name for name, last in tables.transactions(identity.id).items() if (last or 0) > positions.number]
         if not ahead:
             return positions
         if decisions.read(positions.number + 1) is None:  # otherwise another driver has decided it meanwhile
@@ -175,9 +175,9 @@ def _check_continues(positions: Positions, decision: Decision, stream: str) -> N
 def _check_files(decision: Decision, tables: Tables) -> None:
     """Check that all files that are not committed yet exist and have the right size."""
     wrong = []
-    seen = tables.seen(decision.stream)
+    last = tables.transactions(decision.stream)
     for name, files in files_of(decision).items():
-        if (seen[name] or 0) >= decision.number:
+        if (last[name] or 0) >= decision.number:
             continue
         for file in files:
             size = tables[name].store.size(file.path)

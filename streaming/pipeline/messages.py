@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from models.decode import BadImage, Reason, Stage
 from producer.message import MessageHeaders, read_headers
-from streaming.pipeline.payload import FrameError, Payload, frame_of, unwrapping
+from streaming.pipeline.payload import FrameError, Payload, frame_of, unwrapper
 
 MAX_HEADERS, MAX_HEADERS_BYTES = 1_000, 1024**2  # per message
 
@@ -71,7 +71,7 @@ def bounded_headers(column: pa.ListArray) -> BoundedHeaders:
 
 def without_envelopes(column: pa.Array, payload: Payload, refused: dict[int, BadImage]) -> pa.Array:
     """The images without their envelopes; messages that are not in the envelope are added to `refused`."""
-    unwrap = unwrapping(payload)
+    unwrap = unwrapper(payload)
     if unwrap is None:
         return column
     images: list[bytes | None] = []

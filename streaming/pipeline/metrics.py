@@ -18,19 +18,19 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from models.drift import MEANINGFUL_ROWS
 from streaming.errors import ConfigurationError
-from streaming.pipeline.answers_topic import Sent
+from streaming.pipeline.answers_topic import AnswersState
 from streaming.pipeline.offsets import PartitionLag
 
 LOOPBACK = "127.0.0.1"
 STOP_POLL_S = 0.1
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)  # buckets
 STEPS = ("plan", "score", "commit", "between")  # consecutive, by the driver's clock
-WHOLE = "batch"  # plan + score + commit
+TOTAL = "batch"  # plan + score + commit
 
 Check = Callable[[], tuple[bool, str]]  # whether it passes, and the reason
 
 
-class Batch(Protocol):
+class BatchFigures(Protocol):
     """The figures of a committed micro-batch, such as a `streaming.pipeline.commit.BatchResult`."""
 
     @property
@@ -130,7 +130,7 @@ class Metrics:
         for outcome in ("predicted", "quarantined"):
             self._rows.labels(outcome)  # a counter must start at 0 for its first rate to be right
 
-    def batch(self, batch: Batch) -> None:
+    def batch(self, batch: BatchFigures) -> None:
         """Count a committed micro-batch."""
         self._last_batch.set_to_current_time()
         self._batches.inc()
@@ -148,7 +148,7 @@ class Metrics:
         for name, seconds in batch.seconds.items():
             if name in STEPS:
                 self._step.labels(name).observe(seconds)
-            elif name != WHOLE:
+            elif name != TOTAL:
                 self._stage.labels(name).observe(seconds)
         shown = DRIFT_OF_BATCH if batch.drift.get("rows", 0) >= MEANINGFUL_ROWS else {}
         for figure in (*shown, *DRIFT_OF_WINDOW):
@@ -163,7 +163,7 @@ class Metrics:
         """Count a failure after which the stream tries again."""
         self._trouble.inc()
 
-    def answers(self, sent: Sent) -> None:
+    def answers(self, sent: AnswersState) -> None:
         """Record the state of the answers topic."""
         self._answers_backlog.set(sent.backlog)
         if sent.at is not None and sent.at != self._answered_at:
@@ -213,7 +213,7 @@ class MetricsServer:
         try:
             family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
             server = type("_Server", (ThreadingWSGIServer,), {"address_family": family})
-            self._server: WSGIServer = make_server(str(address[0]), port, application, server, _Silent)
+            self._server: WSGIServer = make_server(str(address[0]), port, application, server, _QuietHandler)
         except OSError as error:
             raise ConfigurationError(
                 f"cannot serve metrics at {host}:{port} ({error.strerror}): choose another address of this machine, or "
@@ -232,6 +232,6 @@ class MetricsServer:
         self._thread.join()
 
 
-class _Silent(WSGIRequestHandler):
+class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  its name in the base class
         """Scrapes every few seconds are not logged."""

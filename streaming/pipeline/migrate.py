@@ -31,19 +31,19 @@ from streaming.pipeline.positions import (
     FirstOffset,
     Positions,
     StreamIdentity,
+    check_not_shared,
     ends_of_all,
     identity_key,
     name_in_kafka,
     name_in_tables,
     plan_start,
     read_identity,
-    refuse_shared,
 )
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
 from streaming.storage.home import try_lock
 
-NOWHERE: Mapping[TopicPartition, int] = MappingProxyType({})
+NO_OFFSETS: Mapping[TopicPartition, int] = MappingProxyType({})
 
 
 def begin_stream(
@@ -52,7 +52,7 @@ def begin_stream(
     topics: Sequence[Topic],
     accept: Accept,
     *,
-    first: Mapping[TopicPartition, int] = NOWHERE,
+    first: Mapping[TopicPartition, int] = NO_OFFSETS,
     reads: str = "",
 ) -> Positions:
     """Create the identity of a stream that has none, and return its positions.
@@ -72,11 +72,11 @@ def begin_stream(
     """
     store = settings.place.store
     store.check_conditional()
-    refuse_shared(settings, [topic.name for topic in topics])
+    check_not_shared(settings, [topic.name for topic in topics])
     ids: dict[str, str] = {}
     starts: list[FirstOffset] = []
     for topic in topics:
-        before = _taken_over(settings, topic, first)
+        before = _migrated_positions(settings, topic, first)
         plan = plan_start(before, topic, accept)
         name = before.topic(topic.name)
         for table in DECIDED_TABLES:
@@ -100,7 +100,7 @@ def begin_stream(
 
 
 @contextmanager
-def old_stream_stopped(settings: Settings) -> Iterator[None]:
+def old_stream_lock(settings: Settings) -> Iterator[None]:
     """Hold the lock of a stream of an earlier release, if there was one.
 
     Raises:
@@ -132,7 +132,7 @@ def set_checkpoint_aside(settings: Settings) -> None:
         folder.parent.rmdir()
 
 
-def _taken_over(settings: Settings, topic: Topic, first: Mapping[TopicPartition, int]) -> Positions:
+def _migrated_positions(settings: Settings, topic: Topic, first: Mapping[TopicPartition, int]) -> Positions:
     """Positions from the tables and an old checkpoint; otherwise from `first`, or from the start of Kafka's log."""
     folder = _old_folder(settings, topic.name)
     known = _old_topic(folder / "topic.json", topic.name)

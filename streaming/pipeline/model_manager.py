@@ -72,7 +72,7 @@ class ModelManager:
             self.challenger = None
         else:
             self.challenger = self._loaded_or_current(challenger, self.challenger)
-        self._forget_others()
+        self._evict_others()
 
     def _champion(self, targets: Mapping[Alias, int | None]) -> int:
         version = targets[CHAMPION]
@@ -104,7 +104,7 @@ class ModelManager:
             self._loaded[loaded] = LoadedModel(loaded, bundle.backbone_sha256, broadcast, reference, engine)
         return self._loaded[loaded]
 
-    def _forget_others(self) -> None:
+    def _evict_others(self) -> None:
         keep = {model.version for model in (self.champion, self.challenger) if model is not None}
         for version in set(self._loaded) - keep:
             self._loaded.pop(version).broadcast.unpersist()

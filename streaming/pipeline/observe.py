@@ -21,9 +21,9 @@ from typing import Any, TextIO
 import psutil
 
 from streaming.errors import ServiceError
-from streaming.pipeline.answers_topic import Sent
+from streaming.pipeline.answers_topic import AnswersState
 from streaming.pipeline.decisions import TopicPartition
-from streaming.pipeline.metrics import LOOPBACK, Batch, Check, Metrics, MetricsServer
+from streaming.pipeline.metrics import LOOPBACK, BatchFigures, Check, Metrics, MetricsServer
 from streaming.pipeline.offsets import TopicOffsets, lags
 from streaming.pipeline.positions import committed_ends, name_in_kafka
 from streaming.platform.kafka_security import client_arguments
@@ -57,7 +57,7 @@ class StreamState:
     model_version: int | None = None  # of its last micro-batch
     url: str | None = None  # of metrics and health checks
     host: str = field(default_factory=node)
-    answers: Sent | None = None  # the state of the answers topic, if there is one
+    answers: AnswersState | None = None  # the state of the answers topic, if there is one
 
     @property
     def alive(self) -> bool:
@@ -79,7 +79,7 @@ class StreamState:
         if self.phase is Phase.ENDED:
             return False, "the stream has ended"
         if not self.alive:
-            return False, f"process {self.pid} of the stream is gone"
+            return False, f"process {self.pid} of the stream no longer exists"
         if self.phase is Phase.STARTING:
             return False, "the stream is starting"
         silent_s = time() - self.seen
@@ -98,7 +98,7 @@ def read_state(settings: Settings) -> StreamState | None:
     try:
         content = json.loads(settings.place.store.get(state_key(settings)) or b"")
         answers = content.get("answers")
-        parsed = {"phase": Phase(content["phase"]), "answers": Sent(**answers) if answers else None}
+        parsed = {"phase": Phase(content["phase"]), "answers": AnswersState(**answers) if answers else None}
         return StreamState(**content | parsed)
     except (AttributeError, ServiceError, ValueError, TypeError, KeyError):  # never started, or damaged
         return None
@@ -215,15 +215,15 @@ class Observer:
 
     def on_start(self) -> None:
         """The query is running."""
-        self._become(phase=Phase.RUNNING, write=True)
+        self._update_state(phase=Phase.RUNNING, write=True)
         self._emit("info", "start", topic=self._settings.topic, pid=os.getpid(), metrics=self.url)
 
-    def on_batch(self, batch: Batch) -> None:
+    def on_batch(self, batch: BatchFigures) -> None:
         """A micro-batch was committed."""
         self._advanced.set()
         self.metrics.batch(batch)
         news = batch.model_version != self._state.model_version or self._is_old
-        self._become(phase=Phase.RUNNING, model_version=batch.model_version, write=news)
+        self._update_state(phase=Phase.RUNNING, model_version=batch.model_version, write=news)
         self._emit(
             "info",
             "batch",
@@ -248,10 +248,10 @@ class Observer:
             figures = ("p_value", "window_psi", "window_rows")
             self._emit("warning", "drift", model_version=batch.model_version, **{f: batch.drift[f] for f in figures})
 
-    def on_answers(self, sent: Sent) -> None:
+    def on_answers(self, sent: AnswersState) -> None:
         """Answers are to be sent, or were sent."""
         self.metrics.answers(sent)
-        self._become(answers=sent, write=self._state.phase is Phase.RUNNING and self._is_old)
+        self._update_state(answers=sent, write=self._state.phase is Phase.RUNNING and self._is_old)
 
     def on_refused(self, version: int, why: str) -> None:
         """A promoted model was rejected; the stream continues with the previous one."""
@@ -269,14 +269,14 @@ class Observer:
 
     def on_idle(self) -> None:
         """The query is waiting for messages; cheap enough to be called at every poll."""
-        self._become(write=self._state.phase is Phase.RUNNING and self._is_old)
+        self._update_state(write=self._state.phase is Phase.RUNNING and self._is_old)
 
     def on_failure(self, error: str) -> None:
         """The query failed; health checks report it from now on."""
         # Before the query runs, the state may be that of another process that streams this topic, and a failure is
         # reported to the caller directly.
         running = self._state.phase is Phase.RUNNING
-        self._become(phase=Phase.FAILED, reason=error, write=running)
+        self._update_state(phase=Phase.FAILED, reason=error, write=running)
         if running:
             self._emit("error", "failed", topic=self._settings.topic, reason=error)
 
@@ -284,7 +284,7 @@ class Observer:
         """The stream has ended: record it in the state object, and stop serving."""
         self._closing.set()
         if self._state.phase is Phase.RUNNING:
-            self._become(phase=Phase.ENDED, write=True)
+            self._update_state(phase=Phase.ENDED, write=True)
             self._emit("info", "end", topic=self._settings.topic)
         self._probe.join(CLOSE_TIMEOUT_S)  # a broker that does not answer must not delay the end
         if self._server is not None:
@@ -294,7 +294,7 @@ class Observer:
     def _is_old(self) -> bool:
         return time() - self._written >= STATE_EVERY_S
 
-    def _become(self, *, write: bool, **changes: Any) -> None:
+    def _update_state(self, *, write: bool, **changes: Any) -> None:
         with self._lock:
             self._state = replace(self._state, seen=time(), **changes)
             if write:

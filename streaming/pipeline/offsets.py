@@ -8,7 +8,7 @@ from streaming.errors import ServiceError
 from streaming.pipeline.decisions import TopicPartition
 from streaming.platform.kafka_client import connect
 from streaming.platform.kafka_probe import RefusedError
-from streaming.platform.topic import OPEN, TOPIC_AUTHORIZATION_FAILED, Right, no_right
+from streaming.platform.topic import OPEN, TOPIC_AUTHORIZATION_FAILED, TopicOperation, permission_error
 
 if TYPE_CHECKING:
     from kafka.admin import KafkaAdminClient
@@ -101,7 +101,7 @@ class TopicOffsets:
             self.refused = str(error)
             return None
         except AuthorizationError:
-            self.refused = no_right(", ".join(self._topics), Right.READ, self._client)
+            self.refused = permission_error(", ".join(self._topics), TopicOperation.READ, self._client)
             self.close()
             return None
         except (KafkaError, ServiceError, ValueError, OSError):

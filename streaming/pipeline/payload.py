@@ -94,7 +94,7 @@ def _schema_text(file: Path, field: str) -> str:
 
 
 @lru_cache(8)
-def unwrapping(payload: Payload) -> Unwrap | None:
+def unwrapper(payload: Payload) -> Unwrap | None:
     """The function that removes the envelope of a message; None for `raw`.
 
     It is cached, so that a worker keeps the schemas that it has fetched.

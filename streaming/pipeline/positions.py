@@ -220,7 +220,7 @@ def _stream_positions(settings: Settings) -> Positions:
     return Positions(ends=ends_of_all(settings)) if identity is None else read_positions(settings, identity)
 
 
-def refuse_shared(settings: Settings, topics: Collection[str]) -> None:
+def check_not_shared(settings: Settings, topics: Collection[str]) -> None:
     """Reject topics that another stream of the home reads: their messages would have two rows.
 
     Args:
@@ -252,7 +252,7 @@ class TopicAppearedError(Exception):
     """Spark planned messages of a topic that did not exist when the query was planned."""
 
 
-class Plan:
+class OffsetPlan:
     """Where each partition's next micro-batch must begin, updated after every batch.
 
     Attributes:
@@ -274,7 +274,7 @@ class Plan:
         """Per partition, the first offset of the next micro-batch; topics by their names in the tables."""
         return dict(self._starts)
 
-    def join(self, other: "Plan") -> "Plan":
+    def join(self, other: "OffsetPlan") -> "OffsetPlan":
         """Add the plan of another topic of the same stream."""
         self.topics |= other.topics
         self._in_kafka |= other._in_kafka
@@ -318,7 +318,7 @@ class Plan:
             if one.start != start:
                 raise ServiceError(
                     f"topic {one.topic!r} partition {one.partition}: the next batch must begin at offset {start}, but "
-                    f"Spark planned one from {one.start}; nothing of it is committed"
+                    f"Spark planned one from {one.start}; none of it is committed"
                 )
             if (end := self._ends.get(place, 0)) < start:
                 left_out.append(OffsetRange(*place, end, start))
@@ -332,12 +332,12 @@ class Plan:
             self._ends[place] = self._starts[place] = one.end
 
 
-def plan_topics(positions: Positions, topics: Sequence[Topic], accept: Accept) -> Plan:
+def plan_topics(positions: Positions, topics: Sequence[Topic], accept: Accept) -> OffsetPlan:
     """The plan of all topics of a stream; raises the errors of `plan_start`."""
-    return reduce(Plan.join, [plan_start(positions, topic, accept) for topic in topics])
+    return reduce(OffsetPlan.join, [plan_start(positions, topic, accept) for topic in topics])
 
 
-def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
+def plan_start(positions: Positions, topic: Topic, accept: Accept) -> OffsetPlan:
     """The plan of one topic, from the stream's positions and from what Kafka has.
 
     Args:
@@ -352,7 +352,7 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
     name = positions.topic(topic.name)
     ends = positions.of_topic(name)
     stream = positions.stream or ""
-    again = _made_again(topic, ends, positions.topics.get(name))
+    again = _recreation_error(topic, ends, positions.topics.get(name))
     if again is not None:
         name = name_in_tables(topic.name, number_of(name) + 1)
         if not accept.new_topic:
@@ -360,7 +360,7 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
                 f"{again}, and its offsets start over: read it from its first message with --accept-new-topic; the "
                 f"tables will name it {name!r}"
             )
-        return Plan(stream, positions.number, name, topic.begins, topic)
+        return OffsetPlan(stream, positions.number, name, topic.begins, topic)
     if not ends and name not in positions.topics:  # a topic that the stream has not read before
         ends = topic.begins
     for partition, begin in sorted(topic.begins.items()):
@@ -371,22 +371,22 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
                 f"{end} to {begin - 1}: Kafka's retention removed them before they were read; use --accept-loss to "
                 "continue without them"
             )
-    return Plan(stream, positions.number, name, ends, topic)
+    return OffsetPlan(stream, positions.number, name, ends, topic)
 
 
-def _made_again(topic: Topic, ends: Mapping[int, int], known_id: str | None) -> str | None:
+def _recreation_error(topic: Topic, ends: Mapping[int, int], known_id: str | None) -> str | None:
     """Why this is not the topic that was read before; None if it is.
 
     A recreated topic has another id even if its offsets have grown past the old ones.
     """
     if known_id and known_id != topic.id:
-        return f"topic {topic.name!r} was made again (id {topic.id}, before {known_id})"
+        return f"topic {topic.name!r} was recreated (id {topic.id}, before {known_id})"
     for partition, offset in sorted(ends.items()):
         end = topic.ends.get(partition)
         if end is None or end < offset:
-            have = "is gone" if end is None else f"ends at offset {end}"
+            have = "no longer exists" if end is None else f"ends at offset {end}"
             return (
                 f"topic {topic.name!r} partition {partition} {have}, but messages up to {offset - 1} are committed: "
-                "the topic was made again"
+                "the topic was recreated"
             )
     return None

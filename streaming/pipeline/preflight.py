@@ -15,7 +15,7 @@ WORKER_BYTES = 250 * MIB  # a Python worker with NumPy, Arrow and LiteRT, before
 DECODER_BYTES = 60 * MIB  # the sandboxed decoder of a worker, before it has an image
 DECODE_BYTES_PER_PIXEL = 8  # of the largest image: Pillow takes four, and four more during conversion
 HEAP_BYTES = 320 * MIB  # Spark and the commit of a batch
-LEAST_HEAP_BYTES = 512 * MIB  # Spark does not start with less than 450 MiB, excluding a survivor space
+MIN_HEAP_BYTES = 512 * MIB  # Spark does not start with less than 450 MiB, excluding a survivor space
 HEAP_PER_TASK_BYTES = 96 * MIB  # about three copies of a 20 MB message on its way to Python
 COPIES_OF_A_BATCH = 3  # the Arrow batch, the same as Python bytes, and a copy if it is quarantined
 
@@ -39,7 +39,7 @@ def with_fixed_heap(settings: Settings) -> tuple[Settings, str]:
 
 def heap_bytes(tasks: int) -> int:
     """The heap of a JVM with this number of concurrent tasks, in bytes."""
-    return max(LEAST_HEAP_BYTES, HEAP_BYTES + tasks * HEAP_PER_TASK_BYTES)
+    return max(MIN_HEAP_BYTES, HEAP_BYTES + tasks * HEAP_PER_TASK_BYTES)
 
 
 def decoding_bytes(limits: Limits) -> int:

@@ -125,7 +125,7 @@ def reconcile(
             )
         counted.append(CountedRange(one.topic, one.partition, one.start, one.end, rows))
     if wrong:
-        raise ServiceError(f"batch {number} does not add up: {wrong[0]}; nothing of it is committed")
+        raise ServiceError(f"batch {number} does not add up: {wrong[0]}; none of it is committed")
     return tuple(counted)
 
 
@@ -187,7 +187,7 @@ def confirmed(
             raise WitnessError(f"Kafka does not know topic {name!r} any more")
         if found != known:
             raise ConflictError(
-                f"topic {name!r} was made again while batch {number} was read (id {found}, before {known}); nothing of "
+                f"topic {name!r} was recreated while batch {number} was read (id {found}, before {known}); nothing of "
                 "it is committed"
             )
     return tuple(

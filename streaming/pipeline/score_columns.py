@@ -128,7 +128,7 @@ def feature_rows(rows: pa.Table, features: Features, backbone_sha256: str, hashe
 def answer_columns(probabilities: Features, head: Head) -> list[pa.Array]:
     """The columns of `ANSWER`: the label, its probability, the `TOP_K` most probable labels, and the current time.
 
-    A model with a decision threshold may answer the less probable of two labels.
+    A model with a decision threshold may predict the less probable of two labels.
 
     Args:
         probabilities: (N, C) float32.

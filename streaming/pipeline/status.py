@@ -19,7 +19,7 @@ from streaming.pipeline.offsets import OffsetsByPartition, PartitionLag, TopicOf
 from streaming.pipeline.positions import committed_ends, name_in_kafka
 from streaming.platform.broker import bootstrap_servers as home_servers
 from streaming.platform.kafka_security import client_arguments
-from streaming.platform.topic import Right, is_hidden, messages_near_retention, no_right
+from streaming.platform.topic import TopicOperation, is_hidden, messages_near_retention, permission_error
 from streaming.query import query
 from streaming.registry import CHALLENGER, CHAMPION, open_registry
 from streaming.settings import Settings
@@ -151,7 +151,7 @@ def _broker(settings: Settings, topics: Sequence[str]) -> tuple[str | None, Offs
     try:
         found = offsets.read()
         if found == {} and client and is_hidden(servers, topics[0], client):
-            return servers, None, no_right(topics[0], Right.READ, client)
+            return servers, None, permission_error(topics[0], TopicOperation.READ, client)
         return servers, found, offsets.refused
     finally:
         offsets.close()

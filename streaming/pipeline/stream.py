@@ -20,18 +20,25 @@ from typing import Any, Literal
 from pyspark.sql import SparkSession
 
 from producer.topic_files import file_stem
-from streaming.errors import ConfigurationError, ConflictError, ServiceError, StoreAwayError, UnavailableError, restated
-from streaming.pipeline.answers_topic import AnswersTopic, Sent
+from streaming.errors import (
+    ConfigurationError,
+    ConflictError,
+    ServiceError,
+    StoreAwayError,
+    UnavailableError,
+    with_message,
+)
+from streaming.pipeline.answers_topic import AnswersState, AnswersTopic
 from streaming.pipeline.bounded import TRIES, Attempts, read_bounded
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.ingest import planned_ranges, read_topics
-from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
+from streaming.pipeline.migrate import begin_stream, old_stream_lock, set_checkpoint_aside
 from streaming.pipeline.model_manager import ModelManager
 from streaming.pipeline.offsets import COMMITTED
 from streaming.pipeline.payload import RAW, Payload
-from streaming.pipeline.positions import Accept, Plan, TopicAppearedError, plan_topics, refuse_shared
+from streaming.pipeline.positions import Accept, OffsetPlan, TopicAppearedError, check_not_shared, plan_topics
 from streaming.pipeline.preflight import check_memory, with_fixed_heap
 from streaming.pipeline.reconcile import WitnessError
 from streaming.pipeline.topic_snapshot import SnapshotReader
@@ -40,7 +47,7 @@ from streaming.platform.engines import Engines
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
 from streaming.platform.session import cause, raised, spark_session
-from streaming.platform.topic import Subscription, describe_topics, offsets_from, topic_notices, trouble_with_broker
+from streaming.platform.topic import Subscription, broker_problem, describe_topics, offsets_from, topic_notices
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
@@ -83,7 +90,7 @@ class StreamEvents:
     on_start: Callable[[], None] = lambda: None
     on_batch: Callable[[BatchResult], None] = lambda _: None
     on_step: Callable[[str], None] = lambda _: None
-    on_answers: Callable[[Sent], None] = lambda _: None
+    on_answers: Callable[[AnswersState], None] = lambda _: None
     on_refused: Callable[[int, str], None] = lambda _version, _why: None
     on_trouble: Callable[[str], None] = lambda _: None
     on_notice: Callable[[str], None] = lambda _: None  # a warning without a failure
@@ -126,7 +133,7 @@ class BatchSize:
         mean_bytes = max(1, batch.input_bytes // max(1, batch.input_rows))
         return max(1, min(self._options.images_per_batch, self._options.bytes_per_batch // mean_bytes))
 
-    def is_off(self, batch: BatchResult) -> bool:
+    def needs_resize(self, batch: BatchResult) -> bool:
         ratio = self.fitting(batch) / self.images
         return not 1 / RESIZE_FACTOR <= ratio <= RESIZE_FACTOR
 
@@ -153,7 +160,7 @@ def run_stream(
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; stop it first"
     lock = locks / f"stream-{file_stem(settings.topic)}.lock"
     answers = AnswersTopic(settings, options.accept.new_topic, events.on_answers)
-    with try_lock(lock, busy), old_stream_stopped(settings), stop_signals() as stop, closing(answers):
+    with try_lock(lock, busy), old_stream_lock(settings), stop_signals() as stop, closing(answers):
         answers.prepare(subscription_of(settings, options))
         planner = _Planner(settings, bootstrap_servers, options, answers)
         plan = planner.plan()
@@ -170,7 +177,7 @@ def run_stream(
             if settings.master.startswith("local"):
                 bundle_bytes = sum(len(content) for content in models.champion.broadcast.value.files.values())
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)
-            run = _QueryLoop(settings, bootstrap_servers, options, events, spark, stop)
+            loop = _QueryLoop(settings, bootstrap_servers, options, events, spark, stop)
             with closing(SnapshotReader(bootstrap_servers, client_arguments(settings))) as snapshots:
                 committer = BatchCommitter(
                     models,
@@ -181,11 +188,11 @@ def run_stream(
                     payload=options.payload,
                     limits=settings.image_limits,
                     answers=answers,
-                    on_batch=run.committed,
+                    on_batch=loop.committed,
                     on_step=events.on_step,
                 )
-                run.until_done(committer, planner, plan)
-    return run.summary
+                loop.run(committer, planner, plan)
+    return loop.summary
 
 
 class _Planner:
@@ -202,7 +209,7 @@ class _Planner:
         self._begin = options.begin
         self._subscription = subscription_of(settings, options)
 
-    def plan(self) -> Plan:
+    def plan(self) -> OffsetPlan:
         """The plan of the next query.
 
         Raises:
@@ -225,7 +232,7 @@ class _Planner:
             reads = str(self._subscription)
             positions = begin_stream(settings, self.tables, topics, self._accept, first=first, reads=reads)
         elif new := [topic.name for topic in topics if positions.topic(topic.name) not in positions.topics]:
-            refuse_shared(settings, new)
+            check_not_shared(settings, new)
         return plan_topics(positions, topics, self._accept)
 
 
@@ -270,13 +277,13 @@ class _QueryLoop:
         self.summary.add(batch)
         self._events.on_batch(batch)
 
-    def until_done(self, committer: BatchCommitter, planner: _Planner, plan: Plan) -> None:
+    def run(self, committer: BatchCommitter, planner: _Planner, plan: OffsetPlan) -> None:
         """Run the query, restarting it as often as necessary."""
         clock = perf_counter()
         committer.plan = plan
         while not self._stop.is_set():
-            if not self._read_beside_spark(committer):
-                self._plan_again(committer, planner)
+            if not self._read_without_spark(committer):
+                self._replan(committer, planner)
                 continue
             with TemporaryDirectory(prefix="imagestream-", ignore_cleanup_errors=True) as scratch:
                 query = self._start(committer, Path(scratch))
@@ -291,10 +298,10 @@ class _QueryLoop:
                 self._last = None
             elif not self._appeared(error, committer.plan):
                 self._after_failure(error)
-            self._plan_again(committer, planner)
+            self._replan(committer, planner)
         self.summary.seconds = perf_counter() - clock
 
-    def _read_beside_spark(self, committer: BatchCommitter) -> bool:
+    def _read_without_spark(self, committer: BatchCommitter) -> bool:
         """Read the next micro-batch in bounded memory, without Spark, if Spark has failed on it repeatedly.
 
         Returns:
@@ -319,12 +326,12 @@ class _QueryLoop:
             return False
         return True
 
-    def _appeared(self, error: Exception, plan: Plan) -> bool:
+    def _appeared(self, error: Exception, plan: OffsetPlan) -> bool:
         """Whether the query failed because of a topic that the plan does not have yet."""
         before, self._planned = self._planned, {*plan.topics} if isinstance(error, TopicAppearedError) else None
         return self._planned is not None and self._planned != before
 
-    def _plan_again(self, committer: BatchCommitter, planner: _Planner) -> None:
+    def _replan(self, committer: BatchCommitter, planner: _Planner) -> None:
         """Plan the next query, waiting until brokers and store answer."""
         while not self._stop.is_set():
             try:
@@ -339,7 +346,7 @@ class _QueryLoop:
         plan = committer.plan
 
         def run_batch(messages: Any, batch: int) -> None:
-            if self._last is not None and self._size.is_off(self._last):
+            if self._last is not None and self._size.needs_resize(self._last):
                 raise _ResizeError
             ranges = planned_ranges(scratch, batch, plan.names)
             self._attempts.begin(plan.number + 1, ranges)
@@ -408,10 +415,10 @@ class _QueryLoop:
             self._stop.wait(RETRY_S)  # the next plan, or the same micro-batch, tries again until it answers
             return
         if isinstance(error, ServiceError) and is_permanent(error):
-            raise restated(error, f"the stream stopped: {error}") from error
-        if trouble := trouble_with_broker(self._servers, self._client):
+            raise with_message(error, f"the stream stopped: {error}") from error
+        if trouble := broker_problem(self._servers, self._client):
             self._events.on_trouble(f"{trouble}; waiting for it")
-            while not self._stop.wait(RETRY_S) and trouble_with_broker(self._servers, self._client):
+            while not self._stop.wait(RETRY_S) and broker_problem(self._servers, self._client):
                 pass
             return
         self._failures += 1

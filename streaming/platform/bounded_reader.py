@@ -1,4 +1,4 @@
-"""Reads messages one by one in bounded memory, whatever their decompressed size.
+"""Reads messages one by one in bounded memory, regardless of their decompressed size.
 
 A record batch of a few kilobytes can expand to gigabytes, in one value or in millions of headers, and Kafka clients
 decompress all of it first. Here a batch is decompressed as a stream: a record that exceeds the limits is skipped, so
@@ -30,7 +30,7 @@ MAX_HEADERS = 1_000
 MAX_UNPACKED_BYTES = 1024**3  # per batch, to limit the time for decompression
 MAX_BLOCK_BYTES = 64 * 1024**2  # of a snappy block, which is decompressed at once
 FETCH_BYTES = 1024**2  # the first batch is complete, however large
-PATIENCE_S = 60.0  # without progress
+STALL_TIMEOUT_S = 60.0  # without progress
 
 BATCH_HEADER = struct.Struct(">qiibIhiqqqhii")
 BODY_AT = 21  # where the part of a batch begins that its checksum covers
@@ -114,10 +114,10 @@ class BoundedReader:
                     return
             if position > before:
                 moved = monotonic()
-            elif monotonic() - moved > PATIENCE_S:
+            elif monotonic() - moved > STALL_TIMEOUT_S:
                 raise ServiceError(
                     f"topic {topic!r} partition {partition}: expected messages up to offset {end - 1}, but received "
-                    f"none after offset {position - 1} for {PATIENCE_S:.0f} s"
+                    f"none after offset {position - 1} for {STALL_TIMEOUT_S:.0f} s"
                 )
 
     def _fetch(self, topic: str, partition: int, offset: int) -> tuple[bytes, "_Aborted"]:
@@ -198,7 +198,7 @@ class _Batch:
         for number in range(self.count):
             try:
                 record = self._record(unpacked)
-            except _TooMuchError:
+            except _ExpansionError:
                 # The offsets of the remaining records are not known, but at least consecutive from here.
                 for left in range(self.count - number):
                     refused = f"its batch unpacks to more than {MAX_UNPACKED_BYTES:,} bytes"
@@ -232,7 +232,7 @@ class _Batch:
         return Record(offset, timestamp, key, value, headers)
 
 
-class _TooMuchError(Exception):
+class _ExpansionError(Exception):
     """A batch expands to more than the limit."""
 
 
@@ -256,7 +256,7 @@ class _Unpacked:
         if count < 0:
             raise ValueError(f"a length of {count}")
         if self.position + count > MAX_UNPACKED_BYTES:
-            raise _TooMuchError
+            raise _ExpansionError
         self.position += count
         while count:
             if not self._buffer:
@@ -301,7 +301,7 @@ def _snappy_blocks(data: bytes) -> Iterator[bytes]:
     for block in blocks:
         size = _unsigned(iter(block))  # a block begins with its decompressed size
         if size > MAX_BLOCK_BYTES:
-            raise _TooMuchError
+            raise _ExpansionError
         yield codec.decompress(block, size, asbytes=True)
 
 

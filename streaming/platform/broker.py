@@ -27,7 +27,7 @@ from streaming.storage.home import lock, make_dir
 from streaming.storage.json_file import write_json
 
 DEFAULT_PORT = 9092
-COMMAND_WITHIN_S = 2.0  # on a busy machine, a new process may not show its command yet
+COMMAND_TIMEOUT_S = 2.0  # on a busy machine, a new process may not show its command yet
 STOP_TIMEOUT_S = 30.0
 
 
@@ -185,7 +185,7 @@ def _process(settings: Settings, state: BrokerState) -> psutil.Process | None:
     """The broker's process if it is alive. Process ids are reused, so its command must name our configuration."""
     try:
         process = psutil.Process(state.pid)
-        deadline = time.monotonic() + COMMAND_WITHIN_S
+        deadline = time.monotonic() + COMMAND_TIMEOUT_S
         while not (command := process.cmdline()) and time.monotonic() < deadline:
             time.sleep(0.01)
         return process if str(settings.broker_dir / CONFIG_NAME) in command else None

@@ -16,7 +16,7 @@ from streaming.environment import all_ignored
 from streaming.errors import ConfigurationError, ServiceError
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
 from streaming.platform.engines import Engines
-from streaming.platform.jars import ELSEWHERE, damaged_jars, locked_jars, why_not_for_jars
+from streaming.platform.jars import JARS_HINT, damaged_jars, jars_dir_problem, locked_jars
 from streaming.platform.java import find_java
 from streaming.platform.kafka_probe import check_broker as ask_broker
 from streaming.platform.kafka_security import client_arguments
@@ -34,8 +34,8 @@ ANOTHER_HOME = "choose another home with --home PLACE or IMAGESTREAM_HOME"
 ANSWER_TIMEOUT_S = 3.0
 ENGINES = {"LiteRT": "ai-edge-litert", "ONNX Runtime": "onnxruntime"}
 # By scheme of a bucket: what a client needs, each with alternative sets of environment variables.
-WAYS = tuple[tuple[str, ...], ...]
-CREDENTIALS: dict[str, tuple[WAYS, ...]] = {
+Alternatives = tuple[tuple[str, ...], ...]
+CREDENTIALS: dict[str, tuple[Alternatives, ...]] = {
     "s3": (
         (
             ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
@@ -194,8 +194,8 @@ def missing_variables(scheme: str, present: Set[str]) -> list[str]:
 
 
 def check_jars(settings: Settings) -> Check:
-    if why := why_not_for_jars(settings.jars_dir):
-        return Check("jars", f"{settings.jars_dir} {why}", ELSEWHERE)
+    if why := jars_dir_problem(settings.jars_dir):
+        return Check("jars", f"{settings.jars_dir} {why}", JARS_HINT)
     damaged = damaged_jars(settings.jars_dir)
     if not damaged:
         return Check("jars", f"{len(locked_jars())} in {settings.jars_dir}, as locked")

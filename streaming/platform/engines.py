@@ -73,7 +73,7 @@ class Engines:
             return known
         entry, images = bundle.manifest.backbone, golden_images(bundle.arrays(GOLDEN))
         results = compare_engines(entry, bundle.files[entry.scored_file], images, self.providers)
-        self._keep(self._key(bundle.manifest), results)
+        self._save(self._key(bundle.manifest), results)
         return EngineChoice(fastest(results), self.providers, results)
 
     def known(self, manifest: Manifest) -> EngineChoice | None:
@@ -110,7 +110,7 @@ class Engines:
             return {}
         return content if isinstance(content, dict) else {}
 
-    def _keep(self, key: str, results: dict[EngineName, Timed]) -> None:
+    def _save(self, key: str, results: dict[EngineName, Timed]) -> None:
         content = self._read() | {key: {name: asdict(timed) for name, timed in results.items()}}
         with suppress(OSError):  # without the file, the engines are timed again next time
             write_json(self._file, content)

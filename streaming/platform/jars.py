@@ -26,7 +26,7 @@ REPLACED = (
     "spark-token-provider-kafka 4.2.0, which Spark's Kafka connector asks for, is replaced by 4.0.0: "
     "the registry lacks 4.2.0, and both have the same interface"
 )
-ELSEWHERE = "keep the jars elsewhere, with IMAGESTREAM_JARS"
+JARS_HINT = "choose another folder with IMAGESTREAM_JARS"
 CONNECT_TIMEOUT_MS = 20_000
 READ_TIMEOUT_MS = 60_000
 SLOW_MBIT_S, BEFORE_FETCHING_S = 20, 15  # a slow connection; Ivy fetches the metadata of all jars first
@@ -106,7 +106,7 @@ def install_jars(jars_dir: Path, java: Path, on_progress: Progress | None = None
             _drop_cached(jars_dir, wanted)
             wanted = _fetch(jars_dir, java, wanted, on_progress)
         for name, damage in wanted.items():
-            raise DataError(f"{name}: {damage}: {_way_out(jars_dir)}")
+            raise DataError(f"{name}: {damage}: {_network_hint(jars_dir)}")
 
 
 def spark_jars(jars_dir: Path) -> list[Path]:
@@ -146,7 +146,7 @@ def lock_jars(java: Path) -> int:
     return len(rows)
 
 
-def why_not_for_jars(jars_dir: Path) -> str | None:
+def jars_dir_problem(jars_dir: Path) -> str | None:
     """Why class paths and Spark's list of jars cannot contain files of a folder; None if they can."""
     letter = next((letter for letter in (os.pathsep, ",", "%", "#") if letter in str(jars_dir)), None)
     return None if letter is None else f"has a {letter} in its path"
@@ -154,8 +154,8 @@ def why_not_for_jars(jars_dir: Path) -> str | None:
 
 def _jars_of(configuration: str, jars_dir: Path) -> list[Path]:
     jars = [jar for jar in locked_jars() if jar.name.startswith(configuration + "/")]
-    if why := why_not_for_jars(jars_dir):
-        raise ConfigurationError(f"{jars_dir} {why}: {ELSEWHERE}")
+    if why := jars_dir_problem(jars_dir):
+        raise ConfigurationError(f"{jars_dir} {why}: {JARS_HINT}")
     for jar in jars:
         if damage := jar.damage(jars_dir, verify=False):
             raise ConfigurationError(f"{jars_dir / jar.name}: {damage}: run `imagestream setup`")
@@ -200,7 +200,7 @@ def _retrieve(target: Path, ivy_dir: Path, java: Path, on_progress: Progress | N
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ivy:
         output = list(_reported(ivy.stdout or [], on_progress))
     if ivy.returncode:
-        raise UnavailableError(f"could not fetch {_failed_artifact(output)}: {_way_out(target.parent)}")
+        raise UnavailableError(f"could not fetch {_failed_artifact(output)}: {_network_hint(target.parent)}")
 
 
 def _reported(lines: Iterable[str], on_progress: Progress | None) -> Iterator[str]:
@@ -222,7 +222,7 @@ def _failed_artifact(output: list[str]) -> str:
     return next((line.strip() for line in output if "Exception" in line), "the jars")
 
 
-def _way_out(jars_dir: Path) -> str:
+def _network_hint(jars_dir: Path) -> str:
     return (
         "check the network (a proxy: JAVA_TOOL_OPTIONS=-Dhttps.proxyHost=HOST -Dhttps.proxyPort=PORT), "
         f"or copy the jars that {LOCK_FILE} lists to {jars_dir}"

@@ -68,13 +68,13 @@ def _check(connection: socket.socket, host: str, server: str, client: Mapping[st
             connection = _with_tls(connection, host, server, client)
         if protocol.startswith("SASL"):
             _check_sasl(connection, server, client)
-        elif not _ask(connection, METADATA_OF_NO_TOPIC):
+        elif not _exchange(connection, METADATA_OF_NO_TOPIC):
             raise RefusedError(_why_closed(host, server, protocol))
     except TimeoutError:
         return  # no answer, or a slow one: left to the client
     except ssl.SSLError as error:  # TLS 1.3 reports a missing or rejected client certificate after the handshake
         raise RefusedError(
-            f"the broker at {server} does not accept our certificate ({error.reason}): look at "
+            f"the broker at {server} rejects the client certificate ({error.reason}): check "
             "IMAGESTREAM_KAFKA_CERTIFICATE_FILE and IMAGESTREAM_KAFKA_KEY_FILE"
         ) from error
     except OSError as error:
@@ -90,44 +90,44 @@ def _with_tls(connection: socket.socket, host: str, server: str, client: Mapping
     try:
         return context.wrap_socket(connection, server_hostname=host)
     except ssl.SSLCertVerificationError as error:
-        raise RefusedError(_why_not_trusted(error, host, server)) from error
+        raise RefusedError(_untrusted_reason(error, host, server)) from error
     except TimeoutError:
         raise
     except OSError as error:
         if "ALERT" in _reason(error):  # the broker uses TLS, but rejected the client's certificate
             raise
         raise RefusedError(
-            f"the broker at {server} does not talk TLS ({_reason(error)}): look at {PROTOCOL}, or take its TLS port"
+            f"the broker at {server} does not use TLS ({_reason(error)}): check {PROTOCOL}, or use its TLS port"
         ) from error
 
 
-def _why_not_trusted(error: ssl.SSLCertVerificationError, host: str, server: str) -> str:
+def _untrusted_reason(error: ssl.SSLCertVerificationError, host: str, server: str) -> str:
     if error.verify_code in {EXPIRED, NOT_YET_VALID}:
         when = "has expired" if error.verify_code == EXPIRED else "is not valid yet"
-        return f"the certificate of the broker at {server} {when}: it must be renewed there (or look at the clock here)"
+        return f"the certificate of the broker at {server} {when}: renew it, or check this machine's clock"
     if error.verify_code in WRONG_NAME:
         return (
-            f"the certificate of the broker at {server} is not for {host!r}: look at IMAGESTREAM_BOOTSTRAP_SERVERS, "
+            f"the certificate of the broker at {server} is not for {host!r}: check IMAGESTREAM_BOOTSTRAP_SERVERS, "
             "which must name the broker as its certificate does"
         )
     return (
-        f"the certificate of the broker at {server} is not trusted ({error.verify_message}): look at "
-        "IMAGESTREAM_KAFKA_CA_FILE, which must hold the certificate of who signed it"
+        f"the certificate of the broker at {server} is not trusted ({error.verify_message}): check "
+        "IMAGESTREAM_KAFKA_CA_FILE, which must contain the certificate of its issuer"
     )
 
 
 def _check_sasl(connection: socket.socket, server: str, client: Mapping[str, Any]) -> None:
     mechanism = str(client["sasl_mechanism"])
-    answer = _ask(connection, SASL_HANDSHAKE + struct.pack(">h", len(mechanism)) + mechanism.encode())
+    answer = _exchange(connection, SASL_HANDSHAKE + struct.pack(">h", len(mechanism)) + mechanism.encode())
     if not answer:
-        raise RefusedError(f"the broker at {server} closed the connection: it may want TLS; look at {PROTOCOL}")
+        raise RefusedError(f"the broker at {server} closed the connection: it may require TLS; check {PROTOCOL}")
     code = struct.unpack_from(">h", answer, 4)[0]
     if code == UNSUPPORTED_SASL_MECHANISM:
         raise RefusedError(
-            f"the broker at {server} does not take {mechanism}: look at IMAGESTREAM_KAFKA_SASL_MECHANISM"
+            f"the broker at {server} does not support {mechanism}: check IMAGESTREAM_KAFKA_SASL_MECHANISM"
         )
     if code == ILLEGAL_SASL_STATE:
-        raise RefusedError(f"the broker at {server} takes no user on this port: look at {PROTOCOL}")
+        raise RefusedError(f"the broker at {server} does not accept users on this port: check {PROTOCOL}")
     _authenticate(connection, server, client)
 
 
@@ -137,7 +137,7 @@ def _authenticate(connection: socket.socket, server: str, client: Mapping[str, A
     mechanism = get_sasl_mechanism(client["sasl_mechanism"])(host=server, **client)
     while not mechanism.is_done():
         said = mechanism.auth_bytes()
-        answer = _ask(connection, SASL_AUTHENTICATE + struct.pack(">i", len(said)) + said)
+        answer = _exchange(connection, SASL_AUTHENTICATE + struct.pack(">i", len(said)) + said)
         code, message_bytes = struct.unpack_from(">hh", answer, 4) if len(answer) >= MIN_SASL_BYTES else (-1, 0)
         try:
             if code == 0:
@@ -146,16 +146,16 @@ def _authenticate(connection: socket.socket, server: str, client: Mapping[str, A
             code = -1
         if code != 0:
             raise RefusedError(
-                f"the broker at {server} refuses user {client['sasl_plain_username']!r}: look at "
+                f"the broker at {server} rejects user {client['sasl_plain_username']!r}: check "
                 "IMAGESTREAM_KAFKA_USERNAME and the password in IMAGESTREAM_KAFKA_PASSWORD_FILE"
             )
 
 
 def _why_closed(host: str, server: str, protocol: str) -> str:
     if not protocol.endswith("SSL") and _talks_tls(host, server):
-        return f"the broker at {server} wants TLS, and got {protocol}: set {PROTOCOL} to SSL or SASL_SSL"
+        return f"the broker at {server} requires TLS, got {protocol}: set {PROTOCOL} to SSL or SASL_SSL"
     wanted = protocol if protocol.startswith("SASL") else {"SSL": "SASL_SSL"}.get(protocol, "SASL_PLAINTEXT")
-    return f"the broker at {server} closed the connection: it may want a user; set {PROTOCOL} to {wanted}"
+    return f"the broker at {server} closed the connection: it may require a user; set {PROTOCOL} to {wanted}"
 
 
 def _talks_tls(host: str, server: str) -> bool:
@@ -170,7 +170,7 @@ def _talks_tls(host: str, server: str) -> bool:
         return False
 
 
-def _ask(connection: socket.socket, request: bytes) -> bytes:
+def _exchange(connection: socket.socket, request: bytes) -> bytes:
     """The response to a request; empty if the connection was closed, or the response is invalid."""
     connection.sendall(struct.pack(">i", len(request)) + request)
     head = _receive(connection, SIZE_BYTES)

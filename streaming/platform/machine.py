@@ -40,7 +40,7 @@ def _limits(control_groups: Path, own_groups: Path) -> Iterator[tuple[int, int]]
     """(limit, used) of each control group of the process, including outer ones, since every limit applies."""
     for line in _text(own_groups).splitlines():
         _, controllers, path = line.split(":", 2)
-        # A container usually sees its own group as the root, whatever its path on the host.
+        # A container usually sees its own group as the root, regardless of its path on the host.
         names = [name for name in path.split("/") if name]
         if controllers == "":
             files, top = ("memory.max", "memory.current", "inactive_file"), control_groups
@@ -53,10 +53,10 @@ def _limits(control_groups: Path, own_groups: Path) -> Iterator[tuple[int, int]]
             group = top.joinpath(*names[:depth])
             limit, used = (_text(group / file).strip() for file in files[:2])
             if limit.isdecimal():  # not "max"
-                yield int(limit), int(used or 0) - _reclaimable(group, files[2])
+                yield int(limit), int(used or 0) - _page_cache_bytes(group, files[2])
 
 
-def _reclaimable(group: Path, name: str) -> int:
+def _page_cache_bytes(group: Path, name: str) -> int:
     """The size of the page cache, which the kernel frees when memory is needed."""
     lines = (line.split() for line in _text(group / "memory.stat").splitlines())
     return next((int(value) for key, value in lines if key == name), 0)

@@ -52,15 +52,15 @@ def fetch_schema(url: str, number: int, timeout_s: float = TIMEOUT_S) -> str:
         RegistryAwayError: there was no response in time, or a server error.
         ServiceError: the URL is not that of a schema registry without authentication.
     """
-    status, body = _asked(url, f"/schemas/ids/{number}", f"schema {number}", timeout_s)
+    status, body = _checked_request(url, f"/schemas/ids/{number}", f"schema {number}", timeout_s)
     if len(body) > 2 * MAX_SCHEMA_BYTES:  # quotes are escaped in it
         raise UnknownSchemaError(f"expected schema {number} to have at most {MAX_SCHEMA_BYTES:,} bytes, got more")
     content = _parsed(body)
     if status == NOT_FOUND and content.get("error_code") == UNKNOWN_SCHEMA:
-        raise UnknownSchemaError(f"expected a schema that the registry {url} has, got its id {number}")
+        raise UnknownSchemaError(f"expected a schema id that the registry {url} knows, got {number}")
     if status != OK or not isinstance(content.get("schema"), str):
         raise ConfigurationError(
-            f"{url} answered {status} for schema {number}, expected a schema registry that asks for no credentials: "
+            f"{url} answered {status} for schema {number}, expected a schema registry that requires no credentials: "
             "set IMAGESTREAM_SCHEMA_REGISTRY to its URL, or give the schema with --payload-schema FILE"
         )
     if (kind := content.get("schemaType", AVRO)) != AVRO:
@@ -74,20 +74,20 @@ def register_schema(url: str, subject: str, schema: str, timeout_s: float = TIME
     """The id of an Avro schema under a subject, which is registered if it does not exist.
 
     Args:
-        url: of the registry, as the setting `schema_registry` has it.
+        url: of the registry, see the setting `schema_registry`.
         schema: as JSON.
         timeout_s: in seconds, for connecting and again for the whole response.
 
     Raises:
         RegistryAwayError: no response in time, or an error of the server.
-        ServiceError: the subject has a schema that this one is not compatible with, or the registry does not take it.
+        ServiceError: the subject has a schema that this one is not compatible with, or the registry rejects it.
     """
     what, body = f"subject {subject!r}", json.dumps({"schema": schema}).encode()
     path = f"/subjects/{quote(subject, safe='')}"
-    # Looked up first: that takes a right to read only, and no write to a registry that is read-only.
-    status, answer = _asked(url, path, what, timeout_s, body)
+    # Looked up first, which requires permission to read only and works with a read-only registry.
+    status, answer = _checked_request(url, path, what, timeout_s, body)
     if status == NOT_FOUND:
-        status, answer = _asked(url, f"{path}/versions", what, timeout_s, body)
+        status, answer = _checked_request(url, f"{path}/versions", what, timeout_s, body)
     content = _parsed(answer)
     number = content.get("id")
     if status == OK and isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_ID:
@@ -99,12 +99,12 @@ def register_schema(url: str, subject: str, schema: str, timeout_s: float = TIME
             f"compatible with ({why}): choose another topic, or delete the subject"
         )
     raise ConfigurationError(
-        f"{url} answered {status} for {what}{f' ({why})' if why else ''}, expected a schema registry that takes "
+        f"{url} answered {status} for {what}{f' ({why})' if why else ''}, expected a schema registry that accepts "
         "schemas without credentials: set IMAGESTREAM_SCHEMA_REGISTRY to its URL"
     )
 
 
-def _asked(url: str, path: str, what: str, timeout_s: float, body: bytes | None = None) -> tuple[int, bytes]:
+def _checked_request(url: str, path: str, what: str, timeout_s: float, body: bytes | None = None) -> tuple[int, bytes]:
     """Status and body of a response that is about the request, and not about the state of the registry."""
     try:
         status, answer = _request(url, path, timeout_s, body)

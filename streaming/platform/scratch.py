@@ -8,10 +8,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from streaming.environment import give_scratch, given_scratch
+from streaming.environment import scratch_folder, set_scratch
 from streaming.errors import ConfigurationError
 
-OF_JAVA = "/tmp"  # noqa: S108  whatever TMPDIR says
+OF_JAVA = "/tmp"  # noqa: S108  regardless of TMPDIR
 
 
 def use_scratch(work: Path) -> Path:
@@ -20,26 +20,26 @@ def use_scratch(work: Path) -> Path:
     Raises:
         ServiceError: neither the system's folder nor one in the work folder can be used.
     """
-    system = Path(given_scratch() or OF_JAVA)
-    if why_not(system) is None:
+    system = Path(scratch_folder() or OF_JAVA)
+    if unusable_reason(system) is None:
         return system
     own = work / "tmp"
     try:
         own.mkdir(parents=True, exist_ok=True)
-        why = why_not(own)
+        why = unusable_reason(own)
     except OSError as error:
-        why = f"cannot be made ({error.strerror})"
+        why = f"cannot be created ({error.strerror})"
     if why is not None:
         raise ConfigurationError(
-            f"{system} {why_not(system)} and {own} {why}",
+            f"{system} {unusable_reason(system)} and {own} {why}",
             hint="set TMPDIR to a folder that can be written, on a file system that is not mounted noexec",
         )
     tempfile.tempdir = str(own)
-    give_scratch(str(own))
+    set_scratch(str(own))
     return own
 
 
-def why_not(folder: Path) -> str | None:
+def unusable_reason(folder: Path) -> str | None:
     """Why a folder cannot be used for temporary files; None if it can."""
     try:
         flags = os.statvfs(folder).f_flag
@@ -52,5 +52,5 @@ def why_not(folder: Path) -> str | None:
 
 def java_scratch() -> list[str]:
     """The JVM option for the folder, if it is not the JVM's default."""
-    folder = given_scratch()
+    folder = scratch_folder()
     return [f"-Djava.io.tmpdir={folder}"] if folder and folder != OF_JAVA else []

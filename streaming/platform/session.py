@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 
 from models.errors import ModelError
 from streaming.environment import clean_environment
-from streaming.errors import ServiceError, decode, restated
+from streaming.errors import ServiceError, decode, with_message
 from streaming.platform.jars import install_jars, spark_jars
 from streaming.platform.java import find_java
 from streaming.platform.log_tail import error_line
@@ -101,7 +101,7 @@ def spark_session(
     running = SparkSession.getActiveSession()
     if running is not None:
         with _failures_of_jobs(log):
-            yield _session_beside(running, CONF | dict(conf))
+            yield _session_in_context(running, CONF | dict(conf))
         return
     check_user()
     use_scratch(settings.work_dir)
@@ -129,7 +129,9 @@ def spark_session(
         try:
             spark = builder.getOrCreate()
         except (PySparkException, Py4JError, OSError) as error:
-            raise ServiceError(f"Spark did not start ({_why(error, log, before)}); its log: {log}") from error
+            raise ServiceError(
+                f"Spark did not start ({_cause_from_log(error, log, before)}); its log: {log}"
+            ) from error
     try:
         with _failures_of_jobs(log):
             yield spark
@@ -137,7 +139,7 @@ def spark_session(
         spark.stop()
 
 
-def _why(error: Exception, log: Path, before: int) -> str:
+def _cause_from_log(error: Exception, log: Path, before: int) -> str:
     """The cause of an error; if the JVM has ended, it is read from the log, from byte `before` on."""
     if GATEWAY_EXITED not in str(error):
         return cause(error)
@@ -153,10 +155,10 @@ def _failures_of_jobs(log: Path) -> Iterator[None]:
     except (PySparkException, Py4JError) as error:
         message = f"a Spark job failed: {cause(error)}; its log: {log}"
         found = decode(str(error))
-        raise (ServiceError(message) if found is None else restated(found, message)) from error
+        raise (ServiceError(message) if found is None else with_message(found, message)) from error
 
 
-def _session_beside(running: SparkSession, conf: Mapping[str, str]) -> SparkSession:
+def _session_in_context(running: SparkSession, conf: Mapping[str, str]) -> SparkSession:
     """A new session in a running context, with those settings that can still be changed."""
     session = running.newSession()
     for key, value in conf.items():

@@ -24,7 +24,7 @@ TOPIC_AUTHORIZATION_FAILED = 29  # Kafka's error codes
 UNKNOWN_TOPIC = 3
 
 
-class Right(StrEnum):
+class TopicOperation(StrEnum):
     """An operation on a topic in Kafka's ACLs; each implies `Describe`."""
 
     READ = "READ"
@@ -97,11 +97,11 @@ def describe_topics(
                 raise NotFoundError(
                     f"no topic matches the pattern {subscription.pattern!r}: create one, or correct the pattern"
                 )
-        return [_described(admin, name, client, Right.READ) for name in names]
+        return [_described(admin, name, client, TopicOperation.READ) for name in names]
 
 
 def describe_topic(
-    bootstrap_servers: str, name: str, client: Mapping[str, Any] = OPEN, right: Right = Right.READ
+    bootstrap_servers: str, name: str, client: Mapping[str, Any] = OPEN, right: TopicOperation = TopicOperation.READ
 ) -> Topic:
     """A topic, created with the broker's defaults if it does not exist.
 
@@ -119,7 +119,7 @@ def describe_topic(
         return _described(admin, name, client, right)
 
 
-def _described(admin: Any, name: str, client: Mapping[str, Any], right: Right) -> Topic:
+def _described(admin: Any, name: str, client: Mapping[str, Any], right: TopicOperation) -> Topic:
     _check_right(admin, name, right, client)
     described, begins, ends = _offsets_of(admin, name)
     return Topic(
@@ -169,7 +169,7 @@ def offsets_from(
     return offsets
 
 
-def check_access(bootstrap_servers: str, name: str, client: Mapping[str, Any], right: Right) -> None:
+def check_access(bootstrap_servers: str, name: str, client: Mapping[str, Any], right: TopicOperation) -> None:
     """Check the permission for a topic, and create the topic if it does not exist.
 
     Without security arguments, only the connection is checked. For arguments and errors, see `describe_topic`.
@@ -181,7 +181,7 @@ def check_access(bootstrap_servers: str, name: str, client: Mapping[str, Any], r
         _check_right(admin, name, right, client)
 
 
-def _check_right(admin: Any, name: str, right: Right, client: Mapping[str, Any]) -> None:
+def _check_right(admin: Any, name: str, right: TopicOperation, client: Mapping[str, Any]) -> None:
     from kafka.admin import NewTopic
     from kafka.errors import AuthorizationError, KafkaError, TopicAlreadyExistsError
 
@@ -194,14 +194,14 @@ def _check_right(admin: Any, name: str, right: Right, client: Mapping[str, Any])
         return  # another process has created it
     except AuthorizationError as error:
         raise RefusedError(
-            f"topic {name!r} does not exist, and {_who(client)} may not create it: create it first"
+            f"topic {name!r} does not exist, and {_user(client)} may not create it: create it first"
         ) from error
     except KafkaError as error:
         raise UnavailableError(f"topic {name!r} does not exist and cannot be created: {error}") from error
     # A broker without ACLs allows everything, and an old broker does not report permissions.
     allowed = found.get("authorized_operations")
     if found["error_code"] == TOPIC_AUTHORIZATION_FAILED or (allowed and right not in {*allowed, "ALL"}):
-        raise RefusedError(no_right(name, right, client))
+        raise RefusedError(permission_error(name, right, client))
 
 
 def is_hidden(bootstrap_servers: str, name: str, client: Mapping[str, Any]) -> bool:
@@ -210,16 +210,16 @@ def is_hidden(bootstrap_servers: str, name: str, client: Mapping[str, Any]) -> b
         return bool(admin.describe_topics([name])[0]["error_code"] == TOPIC_AUTHORIZATION_FAILED)
 
 
-def no_right(name: str, right: Right, client: Mapping[str, Any]) -> str:
+def permission_error(name: str, right: TopicOperation, client: Mapping[str, Any]) -> str:
     """The error for a missing permission."""
     return (
-        f"{_who(client)} has no right to {right.lower()} topic {name!r}: grant it with `kafka-acls.sh --add "
-        f"--allow-principal User:NAME --operation {right.capitalize()} --topic {name}`, or look at "
+        f"{_user(client)} is not authorized to {right.lower()} topic {name!r}: grant it with `kafka-acls.sh --add "
+        f"--allow-principal User:NAME --operation {right.capitalize()} --topic {name}`, or check "
         "IMAGESTREAM_KAFKA_USERNAME"
     )
 
 
-def _who(client: Mapping[str, Any]) -> str:
+def _user(client: Mapping[str, Any]) -> str:
     if user := client.get("sasl_plain_username"):
         return f"Kafka user {user!r}"
     return (
@@ -326,7 +326,7 @@ def messages_near_retention(
     return found
 
 
-def trouble_with_broker(bootstrap_servers: str, client: Mapping[str, Any] = OPEN) -> str | None:
+def broker_problem(bootstrap_servers: str, client: Mapping[str, Any] = OPEN) -> str | None:
     """Why no broker is available at the moment; None if one answers within seconds."""
     try:
         with _admin(bootstrap_servers, client):

@@ -29,17 +29,17 @@ IN_FLIGHT = 5_000  # maximum number of messages that are not acknowledged yet
 
 
 class TransactionalProducer:
-    """A producer with a transactional id; used by one thread at a time, and given up after any error.
+    """A producer with a transactional id; used by one thread at a time, and discarded after any error.
 
     Args:
         servers: brokers, host:port,…
         limit_s: maximum time for each request, its retries included, in seconds.
-        client: kafka-python's arguments, as `kafka_security.client_arguments` makes them.
+        client: security arguments from `kafka_security.client_arguments`.
 
     Raises:
         kafka.errors.KafkaError: no broker answers, or it is too old for transactions.
         RefusedError: the broker does not accept this client.
-        ValueError: an address is not one.
+        ValueError: an address is invalid.
     """
 
     def __init__(self, servers: str, transactional_id: str, limit_s: float, client: Mapping[str, Any]) -> None:
@@ -87,7 +87,7 @@ class TransactionalProducer:
             self.flush()
 
     def flush(self) -> None:
-        """Wait until every message is acknowledged; raises a `KafkaError` if one is not in time."""
+        """Wait until every message is acknowledged; raises a `KafkaError` if one is not acknowledged in time."""
         for one in self._unacknowledged:
             one.get(self._limit_s)
         self._unacknowledged.clear()
@@ -129,9 +129,9 @@ class TransactionalProducer:
 
 
 def topics_in_transaction(servers: str, transactional_id: str, client: Mapping[str, Any]) -> set[str]:
-    """The topics that the open transaction of an id has written to, offsets of groups aside.
+    """The topics that the open transaction of an id has written to, excluding the offsets of groups.
 
-    Empty if there is no open transaction, or the broker does not say: it has no such request before Kafka 3.0.
+    Empty if there is no open transaction, or the broker is older than Kafka 3.0, which introduced the request.
 
     Raises:
         kafka.errors.KafkaError: no broker answers.
@@ -150,7 +150,10 @@ def topics_in_transaction(servers: str, transactional_id: str, client: Mapping[s
     ) as admin:
         try:
             found = admin.describe_transactions([transactional_id])[transactional_id]
-        except (BrokerResponseError, KeyError):  # also an id that was never used, or that we have no right to
+        except (
+            BrokerResponseError,
+            KeyError,
+        ):  # also for an id that was never used, or that this client may not describe
             return set()
     is_open = found.state == "Ongoing"
     return {one.topic for one in found.topic_partitions} - {GROUP_OFFSETS} if is_open else set()

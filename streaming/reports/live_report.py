@@ -48,8 +48,8 @@ SHOWN = """
 SELECT image_id, truth AS label, predicted, any_value(confidence)::DOUBLE AS confidence, any_value(source) AS source
 FROM answered GROUP BY ALL
 """
-PICKED = "SELECT * FROM shown ORDER BY hash(image_id), image_id LIMIT $limit"
-SUREST = "SELECT * FROM shown WHERE label <> predicted ORDER BY confidence DESC, image_id LIMIT $limit"
+RANDOM_ROWS = "SELECT * FROM shown ORDER BY hash(image_id), image_id LIMIT $limit"
+MOST_CONFIDENT = "SELECT * FROM shown WHERE label <> predicted ORDER BY confidence DESC, image_id LIMIT $limit"
 
 
 def read_live_report(settings: Settings, version: int | None = None) -> ModelReport:
@@ -72,7 +72,7 @@ def read_live_report(settings: Settings, version: int | None = None) -> ModelRep
     shown = f", shown AS ({SHOWN})"
     samples, mistakes = (
         [sample_of(row, [row["source"]] if row["source"] else []) for row in reader.rows(shown + sql, limit=limit)]
-        for sql, limit in ((PICKED, SAMPLES), (SUREST, MISTAKES))
+        for sql, limit in ((RANDOM_ROWS, SAMPLES), (MOST_CONFIDENT, MISTAKES))
     )
     versions = ", ".join(map(str, counts["versions"]))
     return ModelReport(

@@ -34,7 +34,7 @@ MISTAKES = 12
 
 
 @dataclass(frozen=True)
-class Version:
+class VersionBundle:
     """A registered version with its bundle."""
 
     number: int
@@ -54,8 +54,8 @@ def read_model_report(settings: Settings, version: int, against: int | None = No
         ServiceError: there are no labelled features of images on which the version was not fitted.
     """
     registry = open_registry(settings.home)
-    ours = Version(version, registry.read(version))
-    other = None if against is None else Version(against, registry.read(against))
+    ours = VersionBundle(version, registry.read(version))
+    other = None if against is None else VersionBundle(against, registry.read(against))
     if not settings.place.has_table("features"):
         raise NotFoundError(
             f"there are no stored features in {settings.place.tables} to evaluate version {version} on: "
@@ -67,7 +67,12 @@ def read_model_report(settings: Settings, version: int, against: int | None = No
 
 
 def model_report(
-    spark: SparkSession, home: Home, features: Table, ours: Version, other: Version | None = None, seed: int = 0
+    spark: SparkSession,
+    home: Home,
+    features: Table,
+    ours: VersionBundle,
+    other: VersionBundle | None = None,
+    seed: int = 0,
 ) -> ModelReport:
     """Return the report on `ours`, compared with `other`; errors as for `read_model_report`.
 
@@ -118,7 +123,7 @@ def model_report(
 
 
 def _compare(
-    spark: SparkSession, home: Home, features: Table, ours: Version, other: Version, holdout: DataFrame
+    spark: SparkSession, home: Home, features: Table, ours: VersionBundle, other: VersionBundle, holdout: DataFrame
 ) -> VersionComparison:
     """Compare both versions on our held-out images on which the other was not fitted, if both have features of them."""
     rows = unseen_by(holdout, fitted_on(other.bundle, home))

@@ -25,7 +25,7 @@ class VersionComparison:
     Attributes:
         against: the other version.
         ours, theirs: evaluation of each version.
-        paired: paired comparison by our version's objective; we are the candidate, the other is the champion.
+        paired: paired comparison by our version's objective; ours is the candidate, the other is the champion.
         gain: `CONFIDENCE` interval of our gain in that objective; see docs/statistics.md.
     """
 

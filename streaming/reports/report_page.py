@@ -25,7 +25,7 @@ MAX_TEXT = 200  # characters
 
 
 def write_page(report: ModelReport, path: Path) -> list[Path]:
-    """Write the report to `path` and its figures as PNG files to a folder beside it; return the figures' files."""
+    """Write the report to `path` and its figures as PNG files to a folder next to it; return the figures' files."""
     figures = figures_of(report)
     folder = path.parent / f"{path.stem}-figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def _headline(found: Evaluation) -> str:
         ("Log loss", f"{found.log_loss:.4f}", f"nats; {found.log_loss_from_logits:.4f} from logits, unclipped"),
         ("ROC AUC", f"{found.macro_auc:.4f}", f"mean, one-vs-rest; weighted {found.weighted_auc:.4f}"),
         ("Calibration error", f"{found.calibration_error:.4f}", "mean difference between confidence and accuracy"),
-        ("Images", f"{found.rows:,}", f"{found.right:,} correct, {found.rows - found.right:,} wrong"),
+        ("Images", f"{found.rows:,}", f"{found.correct:,} correct, {found.rows - found.correct:,} wrong"),
     ]
     cards = (
         _card(

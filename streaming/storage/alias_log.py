@@ -32,9 +32,9 @@ class AliasLog:
             for data in read_all(self._store, keys):
                 if data is None:  # deleted after it was listed
                     break
-                self._take(data)
+                self._append(data)
         while (data := self._store.get(move_key(len(self._moves) + 1))) is not None:
-            self._take(data)
+            self._append(data)
         return self._moves
 
     def append(self, make: Callable[[Sequence[Move]], Move]) -> Move:
@@ -56,7 +56,7 @@ class AliasLog:
                 self._moves.append(move)
                 return move
 
-    def _take(self, data: bytes) -> None:
+    def _append(self, data: bytes) -> None:
         place = f"{self._store.place}/{move_key(len(self._moves) + 1)}"
         self._moves.append(LoggedMove.from_bytes(data, place).move)
 

@@ -136,7 +136,7 @@ def conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 @contextmanager
-def at_hand(place: str, path: str) -> Iterator[Path]:
+def local_copy(place: str, path: str) -> Iterator[Path]:
     """A local path of a table's file: the file itself, or a temporary copy of an object in a bucket.
 
     Args:

@@ -15,7 +15,7 @@ from pathlib import Path
 from streaming.errors import ConfigurationError, ConflictError
 from streaming.storage.store import Store, is_uri, open_store
 
-TABLES = "tables"
+TABLES_FOLDER = "tables"
 LOG = "_delta_log"
 
 
@@ -47,7 +47,7 @@ class Home:
     @property
     def tables(self) -> str:
         """The place of all tables, a path or a URI."""
-        return f"{self.uri}/{TABLES}"
+        return f"{self.uri}/{TABLES_FOLDER}"
 
     def table(self, name: str) -> str:
         """The place of a table, a path or a URI."""
@@ -68,7 +68,7 @@ class Home:
 
     def table_names(self) -> list[str]:
         """The names of the tables that exist, in alphabetical order."""
-        return [name for name in self.store.folders(TABLES) if self.has_table(name)]
+        return [name for name in self.store.folders(TABLES_FOLDER) if self.has_table(name)]
 
 
 def has_table(tables: str, name: str) -> bool:

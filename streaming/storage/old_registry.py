@@ -32,7 +32,7 @@ class _Aliases(BaseModel):
     moves: list[Move]
 
 
-def take_up(store: Store) -> None:
+def migrate_registry(store: Store) -> None:
     """Create the objects of the versions and moves of an earlier release, if there are any.
 
     Raises:
@@ -42,15 +42,15 @@ def take_up(store: Store) -> None:
         return
     root = Path(store.place) / FOLDER
     try:
-        left = _is_left(root)
+        left = _is_present(root)
     except OSError as error:
         raise ModelError(f"cannot read {root} ({error.strerror}): choose another home with --home DIR") from error
     if not left:
         return
     try:
         with lock(root / LOCK):  # against a process of the earlier release
-            if _is_left(root):
-                _take_up(store, root)
+            if _is_present(root):
+                _migrate(store, root)
     except OSError as error:
         raise ModelError(
             f"{root} has model versions of an earlier release, which cannot be migrated ({error.strerror}): "
@@ -58,7 +58,7 @@ def take_up(store: Store) -> None:
         ) from error
 
 
-def _is_left(root: Path) -> bool:
+def _is_present(root: Path) -> bool:
     return (root / ALIASES).exists() or bool(_versions(root))
 
 
@@ -80,7 +80,7 @@ def _versions(root: Path) -> dict[int, str]:
     return found
 
 
-def _take_up(store: Store, root: Path) -> None:
+def _migrate(store: Store, root: Path) -> None:
     moves = _read_moves(root / ALIASES)
     for version, sha256 in sorted(_versions(root).items()):
         _create(store, version_key(version), Version(sha256=sha256, path=str(version)).to_bytes())

@@ -25,7 +25,7 @@ from typing import BinaryIO, Protocol, cast, final
 from streaming.errors import ConfigurationError, DataError
 from streaming.storage.store_errors import StoreAwayError
 
-ANSWER_WITHIN_S = 60.0  # how long creation is retried
+CREATE_TIMEOUT_S = 60.0  # how long creation is retried
 PAUSE_S = (0.05, 2.0)  # the first and the longest pause between two attempts
 CHECKED_KEYS, CHECKED_WRITERS = 5, 8
 MAX_KEY = 900  # bytes; S3 allows 1,024, including the home's own prefix
@@ -85,7 +85,7 @@ class Store(ABC):
         """
         check_key(key)
         pause, longest = PAUSE_S
-        deadline = monotonic() + ANSWER_WITHIN_S
+        deadline = monotonic() + CREATE_TIMEOUT_S
         while True:
             failure: StoreAwayError | None = None
             try:
@@ -102,7 +102,7 @@ class Store(ABC):
                     return stored == data
             if monotonic() > deadline:
                 raise StoreAwayError(
-                    f"{self.place} did not store {key} within {ANSWER_WITHIN_S:g} s "
+                    f"{self.place} did not store {key} within {CREATE_TIMEOUT_S:g} s "
                     f"({failure or 'it reports both that the object exists and that it does not'})"
                 )
             sleep(pause * random.uniform(0.5, 1))  # noqa: S311  jitter, not a secret

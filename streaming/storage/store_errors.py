@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from streaming.errors import ConfigurationError, ServiceError, StoreAwayError
 
-__all__ = ["ENDPOINTS", "OF_A_STORE", "StoreAwayError", "store_error"]
+__all__ = ["ENDPOINTS", "STORE_ERROR", "StoreAwayError", "store_error"]
 
 # The clouds' own variables, which obstore and deltalake read.
 ENDPOINTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -37,7 +37,7 @@ _METADATA_SERVER = re.compile(r"169\.254\.169\.254|metadata\.google\.internal|id
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _STATUS = re.compile(r"status code\W{1,20}(?:\[\d+m\W*)?(\d{3} [A-Z][A-Za-z ]{1,40})")
 _ADDRESS = re.compile(r"\b(https?://)(?:[^/@\s]*@)?([^/?\s]{1,200})")
-OF_A_STORE = re.compile(
+STORE_ERROR = re.compile(
     r"Generic (S3|GCS|MicrosoftAzure|HTTP)|error sending request|timed out|status code|lacked the necessary"
 )
 

@@ -44,7 +44,7 @@ def check_features(table: "DeltaTable", place: str) -> None:
         )
 
 
-def check_whole_files(table: "DeltaTable", place: str) -> None:
+def check_no_deleted_rows(table: "DeltaTable", place: str) -> None:
     """Reject a version of a table whose files do not hold exactly its rows.
 
     Raises:
@@ -63,9 +63,9 @@ def check_rewritable(table: "DeltaTable", place: str) -> None:
     """Reject a table in which a concurrent DELETE by another program could mark rows of replaced files as deleted.
 
     Raises:
-        TableFeatureError: see `check_whole_files`; or deletion vectors are enabled.
+        TableFeatureError: see `check_no_deleted_rows`; or deletion vectors are enabled.
     """
-    check_whole_files(table, place)
+    check_no_deleted_rows(table, place)
     enabled = table.metadata().configuration.get("delta.enableDeletionVectors") == "true"
     if enabled and VECTORS in reader_features(table):
         raise TableFeatureError(

@@ -39,7 +39,7 @@ def local_copies(home: Home, files: Sequence[str]) -> list[str]:
     folder = home.work / CACHE
     keys = [file.removeprefix(f"{home.uri}/") for file in files]
     paths = [folder / key for key in keys]
-    missing = [(key, path) for key, path in zip(keys, paths, strict=True) if not _used(path)]
+    missing = [(key, path) for key, path in zip(keys, paths, strict=True) if not _touch_if_present(path)]
     if missing:
         with ThreadPoolExecutor(FETCHED_AT_A_TIME) as pool:
             list(pool.map(lambda one: _fetch(home, *one), missing))
@@ -47,7 +47,7 @@ def local_copies(home: Home, files: Sequence[str]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _used(path: Path) -> bool:
+def _touch_if_present(path: Path) -> bool:
     """Whether the copy exists; if so, mark it as used now."""
     try:
         os.utime(path)

@@ -33,8 +33,8 @@ from deltalake.transaction import AddAction, RemoveAction
 from streaming.errors import DamagedError, DataError, ServiceError
 from streaming.storage.bucket_store import CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, allows_http
 from streaming.storage.store import check_key, is_uri, open_store
-from streaming.storage.store_errors import OF_A_STORE, store_error
-from streaming.storage.table_features import check_commit_error, check_features, check_rewritable, check_whole_files
+from streaming.storage.store_errors import STORE_ERROR, store_error
+from streaming.storage.table_features import check_commit_error, check_features, check_no_deleted_rows, check_rewritable
 
 PROTOCOL = (1, 2)  # versions of reader and writer: no table features, but appendOnly and invariants
 CHECKPOINT_INTERVAL = 50  # versions
@@ -87,16 +87,16 @@ class TableLog:
         self.place = place
         self._handle = handle
         self._store = open_store(place)
-        self._seen: dict[str, int | None] = {}  # application id → its newest transaction in `_version`
-        self._learn(opened_at)
+        self._transactions: dict[str, int | None] = {}  # application id → its newest transaction in `_version`
+        self._read_state(opened_at)
 
-    def _learn(self, known_at: float) -> None:
+    def _read_state(self, known_at: float) -> None:
         check_features(self._handle, self.place)
         protocol = self._handle.protocol()
         append_only = self._handle.metadata().configuration.get("delta.appendOnly", "false")
         self._by_hand = (protocol.min_reader_version, protocol.min_writer_version) == PROTOCOL and append_only != "true"
         self._version = self._handle.version()
-        self._seen = {}
+        self._transactions = {}
         self._known_at = known_at
 
     def refresh(self) -> DeltaTable:
@@ -107,7 +107,7 @@ class TableLog:
             return self._handle
         with store_errors_in_one_line(self.place):
             self._handle.update_incremental()
-        self._learn(now)
+        self._read_state(now)
         return self._handle
 
     def _is_newest(self) -> bool:
@@ -120,33 +120,33 @@ class TableLog:
     def _is_old(self) -> bool:
         return boot_seconds() - self._known_at > KNOWN_FOR_S
 
-    def seen_now(self, app_id: str) -> int | None:
+    def transaction(self, app_id: str) -> int | None:
         """The newest transaction of an application, up to date."""
         now = boot_seconds()
         if self._is_newest():
             self._known_at = now
         else:
             self.refresh()
-        return self.seen(app_id)
+        return self.known_transaction(app_id)
 
-    def seen(self, app_id: str) -> int | None:
+    def known_transaction(self, app_id: str) -> int | None:
         """The newest transaction of an application in the known version, which is at most ten minutes old."""
         if self._is_old():
             self.refresh()
-        if app_id not in self._seen:
+        if app_id not in self._transactions:
             with store_errors_in_one_line(self.place):  # this reads the log
-                self._seen[app_id] = self._handle.transaction_version(app_id)
-        return self._seen[app_id]
+                self._transactions[app_id] = self._handle.transaction_version(app_id)
+        return self._transactions[app_id]
 
     def has(self, app_id: str, number: int) -> bool:
         """Whether transaction `number` of the application, or a later one, is in the known version."""
-        seen = self.seen(app_id)
-        return seen is not None and seen >= number
+        last = self.known_transaction(app_id)
+        return last is not None and last >= number
 
     def next_rewrite(self) -> int:
         """The transaction number of the next replacement of files of the known version."""
-        seen = self.seen(REWRITE)
-        return 1 if seen is None else seen + 1
+        last = self.known_transaction(REWRITE)
+        return 1 if last is None else last + 1
 
     def check_rewritable(self) -> None:
         """Raise a TableFeatureError if files of the known version must not be replaced."""
@@ -197,7 +197,7 @@ class TableLog:
             self.refresh()
             return self.has(app_id, number)
         self._version, self._known_at = version, now
-        self._seen[app_id] = number
+        self._transactions[app_id] = number
         if version % CHECKPOINT_INTERVAL == 0:
             _CHECKPOINTS.submit(_write_checkpoint, self.place)
         return True
@@ -227,7 +227,7 @@ class TableLog:
             TableFeatureError: the files do not hold exactly the table's rows.
         """
         with store_errors_in_one_line(self.place):
-            check_whole_files(self._handle, self.place)
+            check_no_deleted_rows(self._handle, self.place)
         rows = pa.table(self._handle.get_add_actions()).to_pylist()
         return [
             LiveFile(
@@ -274,7 +274,7 @@ def store_errors_in_one_line(place: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # deltalake raises OSError, DeltaError and plain Exception
-        if is_uri(place) and OF_A_STORE.search(str(error)):
+        if is_uri(place) and STORE_ERROR.search(str(error)):
             raise store_error(place, error) from None
         raise
 

@@ -28,8 +28,8 @@ from deltalake.transaction import AddAction
 from streaming.errors import ConfigurationError, ConflictError, DamagedError, ServiceError
 from streaming.storage.files import DataFile, FileSink
 from streaming.storage.store import check_key, is_uri, open_store
-from streaming.storage.store_errors import OF_A_STORE, StoreAwayError
-from streaming.storage.table_features import check_commit_error, check_whole_files
+from streaming.storage.store_errors import STORE_ERROR, StoreAwayError
+from streaming.storage.table_features import check_commit_error, check_no_deleted_rows
 from streaming.storage.table_log import (
     CHECKPOINT_INTERVAL,
     COMMIT_TRIES,
@@ -234,7 +234,7 @@ class Table:
             except DeltaError as error:  # another process has created it, or the outcome of our put is unknown
                 with suppress(TableNotFoundError):
                     return open_delta(self.place)
-                if not is_uri(self.place) or OF_A_STORE.search(str(error)):
+                if not is_uri(self.place) or STORE_ERROR.search(str(error)):
                     raise error from None
         raise StoreAwayError(
             f"{self.place} did not store the first entry of the table's log in {CREATE_TRIES} attempts"
@@ -244,7 +244,7 @@ class Table:
         """Add columns, and fields of columns, that a table of an earlier release lacks; they are null in old rows."""
         there = {field.name: field.type for field in handle.schema().fields}
         wanted = Schema.from_arrow(self.schema).fields
-        missing = [field for field in wanted if field.name not in there or _lacks(there[field.name], field.type)]
+        missing = [field for field in wanted if field.name not in there or _lacks_fields(there[field.name], field.type)]
         if missing:
             handle.alter.add_columns(missing)
             self._log.refresh()
@@ -344,16 +344,16 @@ class Table:
         """
         return self._log.has(app_id, version)
 
-    def seen(self, app_id: str) -> int | None:
+    def transaction(self, app_id: str) -> int | None:
         """The newest version that `app_id` has committed to this table, by any process."""
-        return self._log.seen_now(app_id)
+        return self._log.transaction(app_id)
 
-    def seen_lately(self, app_id: str) -> int | None:
-        """As `seen`, but for a table in a bucket the result may be ten minutes old, which saves a request."""
-        return self._log.seen(app_id) if is_uri(self.place) else self.seen(app_id)
+    def recent_transaction(self, app_id: str) -> int | None:
+        """As `transaction`, but for a table in a bucket the result may be ten minutes old, which saves a request."""
+        return self._log.known_transaction(app_id) if is_uri(self.place) else self.transaction(app_id)
 
 
-def _lacks(there: Any, wanted: Any) -> bool:
+def _lacks_fields(there: Any, wanted: Any) -> bool:
     """Whether a column of lists of structs lacks fields."""
     if not (isinstance(there, DeltaArray) and isinstance(wanted, DeltaArray)):
         return False
@@ -372,7 +372,7 @@ def data_files(table: DeltaTable, place: str | Path) -> list[str]:
         TableFeatureError: the files do not hold exactly the table's rows.
     """
     with store_errors_in_one_line(str(place)):
-        check_whole_files(table, str(place))
+        check_no_deleted_rows(table, str(place))
     files = [unquote(uri) for uri in table.file_uris()]  # they are percent-encoded
     for file in files:
         if not _is_inside(file, str(place)):

@@ -45,7 +45,7 @@ def gram_sums(rows: DataFrame) -> GramSums:
     Raises:
         ServiceError: there are no rows.
     """
-    return _added_up(rows, GramSums)
+    return _summed(rows, GramSums)
 
 
 def range_sketch(rows: DataFrame, size: int, seed: int) -> RangeSketch:
@@ -59,13 +59,13 @@ def range_sketch(rows: DataFrame, size: int, seed: int) -> RangeSketch:
     Raises:
         ServiceError: there are no rows.
     """
-    return _added_up(rows, lambda width: RangeSketch(width, size, seed))
+    return _summed(rows, lambda width: RangeSketch(width, size, seed))
 
 
-def _added_up(rows: DataFrame, start: Callable[[int], Sums]) -> Sums:
+def _summed(rows: DataFrame, start: Callable[[int], Sums]) -> Sums:
     piece_bytes = PIECE_BYTES
 
-    def add_up(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def sum_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         sums: Any = None
         for block in _blocks(batches):
             sums = start(block.shape[1]) if sums is None else sums
@@ -74,13 +74,13 @@ def _added_up(rows: DataFrame, start: Callable[[int], Sums]) -> Sums:
             context = TaskContext.get()
             yield from _in_pieces(sums, context.partitionId() if context else 0, piece_bytes)
 
-    pieces = rows.select("features").mapInArrow(reported(add_up), PIECE_DDL)
+    pieces = rows.select("features").mapInArrow(reported(sum_partition), PIECE_DDL)
     cores = rows.sparkSession.sparkContext.defaultParallelism  # the session's shuffle partitions may be hundreds
     ordered = pieces.repartition(cores, "piece").sortWithinPartitions("piece", "part")
     merged = ordered.mapInArrow(lambda batches: _merge(batches, start), PIECE_DDL).toArrow()
     if not merged.num_rows:
         raise DataError("there are no features to fit on")
-    return _put_together(sorted(merged.to_pylist(), key=itemgetter("piece")), start)
+    return _assembled(sorted(merged.to_pylist(), key=itemgetter("piece")), start)
 
 
 def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[Features]:
@@ -138,7 +138,7 @@ def _merge(batches: Iterator[pa.RecordBatch], start: Callable[[int], Sums]) -> I
         yield _batch(piece, 0, first, n, squares, mean, matrix)
 
 
-def _put_together(pieces: list[dict[str, Any]], start: Callable[[int], Sums]) -> Sums:
+def _assembled(pieces: list[dict[str, Any]], start: Callable[[int], Sums]) -> Sums:
     first = pieces[0]
     sums = start(len(first["mean"]) // 8)
     sums.n = first["n"]

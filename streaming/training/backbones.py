@@ -55,7 +55,7 @@ class BackboneOptions:
 
 
 @dataclass(frozen=True)
-class MadeBackbone:
+class PreparedBackbone:
     """A backbone ready for featurization and for a bundle.
 
     Attributes:
@@ -71,7 +71,7 @@ class MadeBackbone:
 
 def make_backbone(
     backbone: BackboneOptions, cache_dir: Path, scratch: Path, on_step: OnStep, pixels: Images | None = None
-) -> MadeBackbone:
+) -> PreparedBackbone:
     """Export a named backbone, or import one from a model file.
 
     Args:
@@ -96,10 +96,10 @@ def make_backbone(
         input_size=spec.input_size,
         int8_calibration=pixels,
     )
-    return MadeBackbone(FeatureSource.of(exported), BackboneParts.of(exported, (), backbone.engine))
+    return PreparedBackbone(FeatureSource.of(exported), BackboneParts.of(exported, (), backbone.engine))
 
 
-def _from_file(backbone: BackboneOptions, scratch: Path, on_step: OnStep) -> MadeBackbone:
+def _from_file(backbone: BackboneOptions, scratch: Path, on_step: OnStep) -> PreparedBackbone:
     """Import a tensor of a model file into `scratch`."""
     path, tensor = split_tensor(backbone.name)
     on_step(f"loading {path.name}")
@@ -115,4 +115,4 @@ def _from_file(backbone: BackboneOptions, scratch: Path, on_step: OnStep) -> Mad
     entry, network = entry_of(imported, backbone.output), imported.network
     source = FeatureSource(entry, imported.file, network.identity(file_sha256(imported.file), backbone.output))
     guessed = tuple(f"guessed {name}: {value}" for name, value in imported.guessed.items())
-    return MadeBackbone(source, BackboneParts(entry, {network.file: imported.file}, ()), guessed)
+    return PreparedBackbone(source, BackboneParts(entry, {network.file: imported.file}, ()), guessed)

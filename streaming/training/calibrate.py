@@ -25,8 +25,7 @@ def calibration_images(dataset: Dataset, split: Split, rows: DataFrame, size: tu
     """Return up to `IMAGES` images of the training side, (N, height, width, 3) uint8.
 
         Images are selected by the hash of their source, round-robin over the classes, so that a sorted data set is
-        covered
-        evenly. Only names, labels and the bytes of `CANDIDATES` images are read; workers decode the images.
+        covered evenly. Only names, labels and the bytes of `CANDIDATES` images are read; workers decode the images.
 
     Args:
         dataset: the data set.

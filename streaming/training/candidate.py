@@ -89,7 +89,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ChampionComparison:
     """A comparison of a candidate with the champion on images on which neither was fitted."""
 
     paired: Paired
@@ -161,7 +161,7 @@ def compare(
     champion_rows: DataFrame,
     seen: FittedOn,
     objective: Objective = ACCURACY,
-) -> Comparison:
+) -> ChampionComparison:
     """Compare both on the candidate's held-out images, without those on which the champion was fitted.
 
     Args:
@@ -177,7 +177,7 @@ def compare(
     unseen = unseen.select("image_id", "label", "features").persist()
     try:
         paired = pair(candidate.fitted.head, candidate.holdout, head, unseen, objective)
-        return Comparison(paired, evaluate(unseen, head))
+        return ChampionComparison(paired, evaluate(unseen, head))
     finally:
         unseen.unpersist()
 

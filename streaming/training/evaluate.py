@@ -30,7 +30,7 @@ def evaluate(rows: DataFrame, head: Head) -> Evaluation:
     unknown = {row.label for row in rows.select("label").distinct().collect()} - set(head.classes)
     classes, n_outputs = (*head.classes, *sorted(unknown)), len(head.classes)
 
-    def add_up(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def sum_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         sums = EvaluationSums(classes, n_outputs)
         for batch in batches:
             if batch.num_rows:
@@ -42,7 +42,7 @@ def evaluate(rows: DataFrame, head: Head) -> Evaluation:
         yield pa.RecordBatch.from_pydict({"sums": [_merged(batches, classes, n_outputs).to_bytes()]})
 
     cores = rows.sparkSession.sparkContext.defaultParallelism
-    parts = rows.select("label", "features").coalesce(cores).mapInArrow(reported(add_up), SUMS_DDL)
+    parts = rows.select("label", "features").coalesce(cores).mapInArrow(reported(sum_partition), SUMS_DDL)
     if cores > SUMS_ON_DRIVER:
         parts = parts.repartition(SUMS_ON_DRIVER).mapInArrow(reported(merge), SUMS_DDL)
     return _merged(parts.toArrow().to_batches(), classes, n_outputs).result()

@@ -16,14 +16,14 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 
 from models.errors import ModelError
 from models.evaluation import UNIT
-from models.objective import ACCURACY, LEAST_PROBABILITY, Objective
+from models.objective import ACCURACY, MIN_PROBABILITY, Objective
 from models.paired import F1Gain, Gain, MeanGain, PairedCounts, images_needed
 from models.scorer import Head
 from streaming.registry import Registry
 from streaming.training.evaluate import predict
 from streaming.training.fit_options import GateOptions
 
-__all__ = ["Paired", "PairedCounts", "Verdict", "decide", "looks_at", "pair", "refuse_costly_int8"]
+__all__ = ["Paired", "PairedCounts", "Verdict", "decide", "looks_at", "pair", "reject_costly_int8"]
 
 MAX_INT8_COST = 0.01  # loss of accuracy
 MAX_F1_IMAGES = 2**18  # maximum number of images compared by F1, which bounds the rows on the driver
@@ -85,7 +85,7 @@ def pair(
     """
     objective.check_classes(len(candidate.classes))
     by_loss = objective.metric == "log_loss"
-    floor = LEAST_PROBABILITY if by_loss else None
+    floor = MIN_PROBABILITY if by_loss else None
     losses = [F.col("loss")] if by_loss else []
     ours = predict(candidate_rows, candidate, floor=floor)
     theirs = predict(champion_rows, champion, floor=floor)
@@ -143,7 +143,7 @@ def decide(paired: Paired, options: GateOptions, look: int = 1) -> Verdict:
     if not gain.rows:
         return Verdict(False, "no held-out image has features of both backbones, so nothing was compared")
     confidence = confidence_of_look(options.confidence, look)
-    promote = gain.doubt(margin, 1 - confidence) < 1 - confidence
+    promote = gain.p_value(margin, 1 - confidence) < 1 - confidence
     low = gain.lower_bound(confidence)
     needed = None if promote else images_needed(gain, margin, 1 - confidence)
     if margin < 0:
@@ -161,7 +161,7 @@ def decide(paired: Paired, options: GateOptions, look: int = 1) -> Verdict:
     )
 
 
-def refuse_costly_int8(verdict: Verdict, cost: float | None) -> Verdict:
+def reject_costly_int8(verdict: Verdict, cost: float | None) -> Verdict:
     """Do not promote 8-bit integers that cost more than one percentage point of accuracy."""
     if cost is None or cost <= MAX_INT8_COST:
         return verdict

@@ -49,8 +49,14 @@ def import_bundle(registry: Registry, file: Path, *, by: str, alias: Alias | Non
         is_new = version is None
         if version is None:
             version = registry.register(lambda directory: shutil.move(folder, directory))
+    alias = promote_import(registry, version, alias, by=by)
+    return ImportedBundle(version, bundle.sha256, is_new, alias)
+
+
+def promote_import(registry: Registry, version: int, alias: Alias | None, *, by: str) -> Alias | None:
+    """Assign an alias to an imported version and return it; the first model of a home becomes the champion."""
     if alias is None and registry.target(CHAMPION) is None:
         alias = CHAMPION
     if alias is not None:
         registry.promote(version, alias=alias, by=by, why="imported")
-    return ImportedBundle(version, bundle.sha256, is_new, alias)
+    return alias

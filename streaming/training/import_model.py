@@ -18,9 +18,11 @@ from models.errors import ModelError
 from models.import_file import Imported, import_network
 from models.projection import NoProjection
 from models.scorer import Head
-from streaming.registry import CHAMPION, Registry
+from streaming.registry import Registry
+from streaming.storage.registry_objects import Alias
 from streaming.training.candidate import BackboneParts, write_model
 from streaming.training.fit import Fitted
+from streaming.training.import_bundle import promote_import
 
 IMPORTED = "imported"  # value of `weights` in a manifest
 SUMS_TO_ONE = 0.02  # tolerance of the sum of quantised probabilities
@@ -38,7 +40,7 @@ class ImportResult:
         network: the imported network.
         classes: class names in the order of the scores.
         scores: type of the model's output.
-        champion: whether it became the champion.
+        alias: the alias assigned to it.
         guessed: name → value of properties that were inferred.
     """
 
@@ -48,7 +50,7 @@ class ImportResult:
     network: Imported
     classes: tuple[str, ...]
     scores: Scores
-    champion: bool
+    alias: Alias | None
     guessed: Mapping[str, str]
 
 
@@ -59,9 +61,10 @@ def import_model(
     classes: str = AUTO,
     scores: Scores | None = None,
     by: str,
+    alias: Alias | None,
     **options: Any,
 ) -> ImportResult:
-    """Register the model in a file; it becomes the champion if there is none.
+    """Register the model in a file; the first model of a home becomes the champion.
 
     Args:
         registry: the registry.
@@ -69,6 +72,7 @@ def import_model(
         classes: a file with class names, or `auto` for those in the model file, else numbers.
         scores: type of the model's output; None to determine it from sample images.
         by: name recorded in the alias's history.
+        alias: alias to assign; None for none unless it is the first model.
         options: further options of `models.import_file.import_network`.
 
     Raises:
@@ -88,10 +92,8 @@ def import_model(
             raise ModelError(f"{file.name} outputs {n:,} scores: expected as many class names, got {len(names):,}")
         head = Head(names, NoProjection(n), OwnHead(scores, n, len(names)))
         version, sha256, is_new = _register(registry, head, imported, folder)
-    first = registry.target(CHAMPION) is None
-    if first:
-        registry.promote(version, by=by, why="the first model")
-    return ImportResult(version, sha256, is_new, imported, names, scores, first, guessed)
+    alias = promote_import(registry, version, alias, by=by)
+    return ImportResult(version, sha256, is_new, imported, names, scores, alias, guessed)
 
 
 def sample_images() -> list[Path]:

@@ -18,11 +18,11 @@ from streaming.images.membership import fitted_on
 from streaming.registry import CHAMPION, Registry
 from streaming.settings import Settings
 from streaming.storage.tables import Table
-from streaming.training.candidate import BackboneParts, Candidate, Comparison, compare, register
+from streaming.training.candidate import BackboneParts, Candidate, ChampionComparison, compare, register
 from streaming.training.evaluate import Evaluation
 from streaming.training.fit import in_order, variance_kept
 from streaming.training.fit_options import GateOptions
-from streaming.training.gate import Verdict, decide, looks_at, pair, refuse_costly_int8
+from streaming.training.gate import Verdict, decide, looks_at, pair, reject_costly_int8
 from streaming.training.tracking import track_run
 
 GOLDEN_IMAGES = 4
@@ -182,7 +182,7 @@ class Job:
             inherited=self.inherited,
         )
         if not dry_run:
-            self._track(result, candidate, parts.entry)
+            self._log_to_mlflow(result, candidate, parts.entry)
         return result
 
     def _left_out(self, backbone_sha256: str) -> list[str]:
@@ -192,7 +192,7 @@ class Job:
             return []
         return [f"skipped {n:,} images with contradictory labels: set their labels with 'imagestream label'"]
 
-    def _track(self, result: TrainResult, candidate: Candidate, backbone: BackboneEntry) -> None:
+    def _log_to_mlflow(self, result: TrainResult, candidate: Candidate, backbone: BackboneEntry) -> None:
         """Log the training to MLflow, if a server is configured."""
         uri = self.settings.mlflow_tracking_uri
         if uri is None:
@@ -206,7 +206,7 @@ class Job:
             tags={"version": result.version, "bundle_sha256": result.sha256, "by": self.by} | verdict,
         )
 
-    def _compared(self, candidate: Candidate, rows: DataFrame, backbone_sha256: str) -> Comparison | None:
+    def _compared(self, candidate: Candidate, rows: DataFrame, backbone_sha256: str) -> ChampionComparison | None:
         """Compare with the champion, on its own backbone's features; None if there is no champion."""
         if self.champion is None:
             return None
@@ -219,12 +219,12 @@ class Job:
         seen = fitted_on(self.champion, self.settings.place)
         return compare(candidate, self.champion, theirs, seen, self.objective)
 
-    def _verdict(self, comparison: Comparison | None, seed: int, int8_cost: float | None) -> Verdict:
+    def _verdict(self, comparison: ChampionComparison | None, seed: int, int8_cost: float | None) -> Verdict:
         verdict = Verdict(True, "the first model")
         current = self.registry.target(CHAMPION)
         if comparison and current:
             verdict = decide(comparison.paired, self.gate, 1 + looks_at(self.registry, current, seed))
-        return refuse_costly_int8(verdict, int8_cost)
+        return reject_costly_int8(verdict, int8_cost)
 
     def _promoted(self, version: int, verdict: Verdict, candidate: Candidate) -> Verdict:
         """Move the alias if the verdict says so."""
@@ -250,10 +250,10 @@ def champion_of(registry: Registry) -> Bundle | None:
     return registry.read(current) if current else None
 
 
-def some_images(dataset: Dataset, size: tuple[int, int]) -> list[bytes]:
+def sample_images(dataset: Dataset, size: tuple[int, int]) -> list[bytes]:
     """Return a few decodable images of the data set for golden predictions."""
     images: list[bytes] = []
-    for data in dataset.some_images(GOLDEN_IMAGES):
+    for data in dataset.sample_images(GOLDEN_IMAGES):
         if data not in images and not isinstance(decode(data, size), BadImage):
             images.append(data)
         if len(images) == GOLDEN_IMAGES:

@@ -27,7 +27,7 @@ def parse_interval(text: str) -> timedelta:
     Raises:
         UsageError: the text is invalid, or not between a second and a year.
     """
-    return timedelta(seconds=parse_duration(text, plain=None, least_s=1.0))
+    return timedelta(seconds=parse_duration(text, plain=None, min_s=1.0))
 
 
 def run_every(interval: timedelta, command: Sequence[str], on_run: OnRun) -> None:

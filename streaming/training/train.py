@@ -1,10 +1,9 @@
-"""Training and retraining: batch jobs that run beside the stream.
+"""Training and retraining: batch jobs that run alongside the stream.
 
 `train` featurizes labelled images into the table `features` and fits on them. `retrain` fits on all labelled features
-in
-the table: the first training set and the features stored by the stream, with labels from the messages or added later.
-Both hold out the same images, so a candidate and the champion are compared on images on which neither was fitted, and
-the gate (`streaming.training.gate`) decides.
+in the table: the first training set and the features stored by the stream, with labels from the messages or added
+later. Both hold out the same images, so a candidate and the champion are compared on images on which neither was
+fitted, and the gate (`streaming.training.gate`) decides.
 """
 
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ from streaming.training.calibrate import calibration_images
 from streaming.training.candidate import BackboneParts, make_candidate
 from streaming.training.fit_options import FitOptions, GateOptions
 from streaming.training.inherit import objective_for, options_like
-from streaming.training.job import Job, OnStep, TrainResult, champion_of, some_images
+from streaming.training.job import Job, OnStep, TrainResult, champion_of, sample_images
 from streaming.training.tracking import check_tracking
 
 
@@ -77,7 +76,7 @@ def train(
         champion = champion_of(registry)
         objective = objective_for(options.metric, options.threshold, champion)
         options = replace(options, metric=str(objective), group_by=chosen_groups(options.group_by, champion))
-        golden = some_images(dataset, entry.input_size)
+        golden = sample_images(dataset, entry.input_size)
         with spark_session(settings, "imagestream train") as spark:
             job = Job(settings, spark, registry, champion, gate, on_step, by, augment, options.group_by, objective)
             rows, read = job.featurized(dataset, made.source)

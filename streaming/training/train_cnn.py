@@ -43,7 +43,7 @@ from streaming.training.evaluate import Evaluation, evaluate
 from streaming.training.fit import Fitted, fingerprint_of
 from streaming.training.fit_options import GateOptions
 from streaming.training.inherit import objective_for
-from streaming.training.job import Job, OnStep, TrainResult, champion_of, some_images
+from streaming.training.job import Job, OnStep, TrainResult, champion_of, sample_images
 from streaming.training.tracking import check_tracking
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def train_cnn(
     champion = champion_of(registry)
     objective = objective_for(network.metric, network.threshold, champion)
     network = replace(network, metric=str(objective))
-    golden = some_images(dataset, spec.input_size)
+    golden = sample_images(dataset, spec.input_size)
     directory = settings.work_dir / "train-cnn"
     if resume:
         read_checkpoint(directory)  # fail before the slow start
@@ -203,7 +203,7 @@ def train_cnn(
         )
         on_step(f"training on {options.workers} workers")
         labelled = images.drop("label").join(labels, ["image_id", "source"])
-        trained = trainer.fit(_to_train(labelled, sides), resume=resume)
+        trained = trainer.fit(_with_roles(labelled, sides), resume=resume)
         on_step("exporting the network")
         exported, head = export_trained(network.architecture, network.size, trained, settings.backbones_dir)
         rows, read = job.featurized(dataset, exported)
@@ -246,7 +246,7 @@ def labels_of(images: DataFrame, given: DataFrame | None, group_by: str | None) 
     return labels.where(F.col("label").isNotNull()).drop("known_as", "contradictory")
 
 
-def _to_train(images: DataFrame, sides: Sides) -> DataFrame:
+def _with_roles(images: DataFrame, sides: Sides) -> DataFrame:
     rows, _ = sides.holdout.sides(images)
     return rows.withColumn("validation", sides.validation.held_out())
 

@@ -39,7 +39,7 @@ from streaming.training.fit import fit_classifier, fit_projection
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
 from streaming.training.tune_features import Variant, VariantMaker, stored_variant
 from streaming.training.tune_space import Space, make_space
-from streaming.training.tune_study import Outcome, finished, open_study, outcomes_of, record
+from streaming.training.tune_study import TrialResult, finished, open_study, outcomes_of, record
 
 if TYPE_CHECKING:
     import optuna
@@ -116,7 +116,7 @@ class Tuned:
         warnings: inferred properties of a backbone from a file, one line each.
     """
 
-    outcomes: list[Outcome]
+    outcomes: list[TrialResult]
     front: list[int]
     failed: dict[int, str]
     resumed: int
@@ -126,7 +126,7 @@ class Tuned:
     warnings: tuple[str, ...] = ()
 
     @property
-    def best(self) -> Outcome:
+    def best(self) -> TrialResult:
         return self.outcomes[0]
 
 
@@ -209,10 +209,10 @@ def search(
     facts = [VariantFacts(one.name, one.input_size, one.precision) for one in variants]
     rows = variants[0].n_fit, variants[0].n_validation
     guessed = tuple(dict.fromkeys(line for one in variants for line in one.guessed))
-    return Tuned(outcomes, front_of(outcomes), failed, resumed, facts, rows, path, guessed)
+    return Tuned(outcomes, pareto_front(outcomes), failed, resumed, facts, rows, path, guessed)
 
 
-def front_of(outcomes: Sequence[Outcome]) -> list[int]:
+def pareto_front(outcomes: Sequence[TrialResult]) -> list[int]:
     """Return the Pareto front of accuracy and throughput, most accurate first.
 
     With a single variant of the features, throughput hardly differs and the number of components replaces it.
@@ -220,14 +220,14 @@ def front_of(outcomes: Sequence[Outcome]) -> list[int]:
     by_speed = len({one.variant for one in outcomes}) > 1
     front: list[int] = []
     best = float("-inf")
-    for one in sorted(outcomes, key=lambda one: (-one.accuracy, -_worth(one, by_speed), one.number)):
-        if _worth(one, by_speed) > best:
-            best = _worth(one, by_speed)
+    for one in sorted(outcomes, key=lambda one: (-one.accuracy, -_rating(one, by_speed), one.number)):
+        if _rating(one, by_speed) > best:
+            best = _rating(one, by_speed)
             front.append(one.number)
     return front
 
 
-def _worth(outcome: Outcome, by_speed: bool) -> float:
+def _rating(outcome: TrialResult, by_speed: bool) -> float:
     return outcome.images_per_s if by_speed else -float(outcome.components)
 
 
@@ -239,7 +239,7 @@ class _Job:
     options: TuneOptions
     spaces: dict[str, Space] = field(default_factory=dict)
     pcas: dict[str, PCA] = field(default_factory=dict)
-    known: dict[tuple[str, FitOptions], Outcome] = field(default_factory=dict)
+    known: dict[tuple[str, FitOptions], TrialResult] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         base = FitOptions(seed=self.options.seed, holdout=self.options.holdout)
@@ -298,10 +298,10 @@ class _Job:
         if options.projection == "pca" and variant.name not in self.pcas:
             self.pcas[variant.name] = fit_pca(gram_sums(variant.fit_rows), explained_variance=1.0)
 
-    def _fit(self, number: int, variant: Variant, options: FitOptions) -> Outcome | str:
+    def _fit(self, number: int, variant: Variant, options: FitOptions) -> TrialResult | str:
         """Fit and evaluate; return the reason if the settings cannot be fitted."""
         if (known := self.known.get((variant.name, options))) is not None:
-            return Outcome(**(vars(known) | {"number": number, "seconds": 0.0}))
+            return TrialResult(**(vars(known) | {"number": number, "seconds": 0.0}))
         clock = time.perf_counter()
         try:
             projection = self._projection(variant, options)
@@ -310,7 +310,7 @@ class _Job:
             return str(error)
         head = Head(variant.classes, projection, classifier)
         found = evaluate(variant.validation_rows, head)
-        outcome = Outcome(
+        outcome = TrialResult(
             number=number,
             variant=variant.name,
             options=options,

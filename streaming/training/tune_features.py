@@ -26,7 +26,7 @@ from streaming.images.membership_spark import unseen_by
 from streaming.images.split import Sides
 from streaming.storage.files import as_matrix
 from streaming.storage.tables import Table
-from streaming.training.backbones import BackboneOptions, MadeBackbone, make_backbone
+from streaming.training.backbones import BackboneOptions, PreparedBackbone, make_backbone
 from streaming.training.calibrate import calibration_images
 from streaming.training.fit import in_order
 
@@ -94,7 +94,9 @@ def stored_variant(
     rows = _ordered(labelled, entry.n_features)
     scorer = load_scorer(champion)
     seconds = _seconds_per_image(scorer.engine, golden_images(champion.arrays(GOLDEN)), scorer.fitting)
-    made = _Made(None, entry.precision, champion.backbone_sha256, entry.n_features, entry.input_size, seconds)
+    made = _MeasuredBackbone(
+        None, entry.precision, champion.backbone_sha256, entry.n_features, entry.input_size, seconds
+    )
     return _variant(made, rows, sides, trained_on)
 
 
@@ -112,7 +114,7 @@ class VariantMaker:
 
     def make(self, sizes: Sequence[int | None], precisions: Sequence[Precision]) -> list[Variant]:
         """Return a variant for each combination, restricted to images that all of them have features of."""
-        made: list[tuple[_Made, DataFrame]] = []
+        made: list[tuple[_MeasuredBackbone, DataFrame]] = []
         for size in sizes:
             exact, rows = self._featurized(size, None)
             if "float32" in precisions:
@@ -125,7 +127,7 @@ class VariantMaker:
             made = [(one, rows.join(F.broadcast(ids), "image_id", "left_semi")) for one, rows in made]
         return [_variant(one, rows, self.sides) for one, rows in made]
 
-    def _featurized(self, size: int | None, calibration: "np.ndarray | None") -> "tuple[_Made, DataFrame]":
+    def _featurized(self, size: int | None, calibration: "np.ndarray | None") -> "tuple[_MeasuredBackbone, DataFrame]":
         options = self.backbone if size is None else replace(self.backbone, input_size=size)
         with TemporaryDirectory(prefix="imagestream-") as scratch:
             made = make_backbone(options, self.cache_dir, Path(scratch), self.on_step, calibration)
@@ -145,17 +147,19 @@ class VariantMaker:
             rows = _ordered(labelled, entry.n_features)
             return self._timed(made, size), rows
 
-    def _timed(self, made: MadeBackbone, size: int | None) -> "_Made":
-        images = [data for data, _ in zip(self.dataset.some_images(SAMPLE_IMAGES), range(SAMPLE_IMAGES), strict=False)]
+    def _timed(self, made: PreparedBackbone, size: int | None) -> "_MeasuredBackbone":
+        images = [
+            data for data, _ in zip(self.dataset.sample_images(SAMPLE_IMAGES), range(SAMPLE_IMAGES), strict=False)
+        ]
         entry = made.source.entry
         engine = load_engine(entry, made.source.file.read_bytes())
         seconds = _seconds_per_image(engine, images, entry.fitting)
         facts = (size, entry.precision, made.source.sha256, entry.n_features, entry.input_size, seconds)
-        return _Made(*facts, made.guessed)
+        return _MeasuredBackbone(*facts, made.guessed)
 
 
 @dataclass(frozen=True)
-class _Made:
+class _MeasuredBackbone:
     """A backbone and its measured speed."""
 
     input_size: int | None
@@ -175,7 +179,7 @@ def _ordered(rows: DataFrame, n_features: int) -> DataFrame:
     return in_order(rows, n_features).persist()
 
 
-def _variant(made: _Made, rows: DataFrame, sides: Sides, trained_on: BloomFilter | None = None) -> Variant:
+def _variant(made: _MeasuredBackbone, rows: DataFrame, sides: Sides, trained_on: BloomFilter | None = None) -> Variant:
     fit_rows, validation_rows = sides.training(rows)
     if trained_on is not None:
         validation_rows = unseen_by(validation_rows, FittedOn(trained_on))

@@ -18,7 +18,7 @@ STARTUP_TRIALS = 10  # random trials before the sampler uses earlier results
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """The result of one trial: its settings and their metrics on the validation rows.
 
     Attributes:
@@ -30,7 +30,7 @@ class Outcome:
         log_loss: log loss on the validation rows, in nats.
         components: output width of the projection.
         images_per_s: throughput of one core, including decoding, backbone and head.
-        seconds: duration of the fit, possibly beside others.
+        seconds: duration of the fit, possibly in parallel with others.
     """
 
     number: int
@@ -105,13 +105,13 @@ def _drop_torn_line(path: Path) -> None:
                 file.truncate(whole)
 
 
-def record(study: "optuna.Study", trial: "optuna.Trial", result: Outcome | str) -> None:
-    """Record the outcome of a trial, or why it failed.
+def record(study: "optuna.Study", trial: "optuna.Trial", result: TrialResult | str) -> None:
+    """Record the result of a trial, or why it failed.
 
     Args:
         study: the study.
         trial: the trial.
-        result: the outcome, or the reason for the failure.
+        result: the result, or the reason for the failure.
     """
     from optuna.trial import TrialState
 
@@ -124,12 +124,12 @@ def record(study: "optuna.Study", trial: "optuna.Trial", result: Outcome | str) 
 
 
 def finished(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
-    """Return the trials that have an outcome or a reason for failure, without those of a killed run."""
+    """Return the trials that have a result or a reason for failure, without those of a killed run."""
     trials = study.get_trials(deepcopy=False)
     return [one for one in trials if "outcome" in one.user_attrs or "why" in one.user_attrs]
 
 
-def outcomes_of(study: "optuna.Study") -> list[Outcome]:
-    """Return the outcomes in order of the trials."""
+def outcomes_of(study: "optuna.Study") -> list[TrialResult]:
+    """Return the results in order of the trials."""
     records = [one.user_attrs["outcome"] for one in finished(study) if "outcome" in one.user_attrs]
-    return [Outcome(**(one | {"options": options_from_record(one["options"])})) for one in records]
+    return [TrialResult(**(one | {"options": options_from_record(one["options"])})) for one in records]

@@ -85,7 +85,7 @@ HOSTILE = {
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
 def test_invalid_or_hostile_pickle_is_rejected_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data_batch_1").write_bytes(content)
-    with pytest.raises(ServiceError, match="data_batch_1 is no file of CIFAR-10's python version") as refused:
+    with pytest.raises(ServiceError, match="data_batch_1 is not a file of CIFAR-10's python version") as refused:
         read_batch(tmp_path / "data_batch_1", WIDTH, 10)
     assert "\n" not in str(refused.value)
 
@@ -97,7 +97,7 @@ INCONSISTENT = {
     "no labels": ({"data": DATA}, "expected a list labels"),
     "no images": ({"labels": []}, "no array of images"),
     "narrow images": (BATCH | {"data": DATA[:, :100]}, "expected N × 3,072 u1"),
-    "numeric names": (BATCH | {"filenames": [1, 2]}, "it has a value of type int where a text belongs"),
+    "numeric names": (BATCH | {"filenames": [1, 2]}, "it has a value of type int where text is expected"),
 }
 
 

@@ -29,14 +29,14 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES
 from streaming.jobs.audit import audit
 from streaming.pipeline.answer_message import answer_message
-from streaming.pipeline.answers_topic import TABLES as ANSWERED
+from streaming.pipeline.answers_topic import TABLES_BY_SETTING
 from streaming.pipeline.commit import BatchResult
 from streaming.pipeline.decisions import Decision
 from streaming.pipeline.payload import RAW, Payload
 from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from streaming.storage.home import TABLES
+from streaming.storage.home import TABLES_FOLDER
 from streaming.storage.table_log import open_delta
 from tests.conftest import CHECKOUT, SPARK
 from tests.faults.poison import Sample
@@ -304,8 +304,8 @@ def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
         tables = Path(home.tables)
         if not home.is_local:
             tables = Path(scratch)
-            keys = [stored.key for stored in home.store.list(TABLES)]
-            copies = {key: tables / key.removeprefix(f"{TABLES}/") for key in keys}
+            keys = [stored.key for stored in home.store.list(TABLES_FOLDER)]
+            copies = {key: tables / key.removeprefix(f"{TABLES_FOLDER}/") for key in keys}
             for folder in {copy.parent for copy in copies.values()}:
                 folder.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(16) as pool:
@@ -366,7 +366,7 @@ def check_answers(settings: Settings) -> None:
         return
     expected = Counter(
         _comparable(*answer_message(table, row))
-        for table in ANSWERED[settings.answers]
+        for table in TABLES_BY_SETTING[settings.answers]
         for row in rows(settings, f"SELECT * FROM {table}")  # noqa: S608  names of tables
     )
     found = Counter(_comparable(one.key, one.value, one.headers) for one in committed_answers(settings))

@@ -62,7 +62,7 @@ class Spec:
         first: "answers" or "tables", to complete first in that micro-batch; None: in any order.
         bad_fraction: fraction of messages to quarantine.
         known_for_s: replaces `table_log.KNOWN_FOR_S`.
-        answer_within_s: replaces `store_base.ANSWER_WITHIN_S`.
+        answer_within_s: replaces `store_base.CREATE_TIMEOUT_S`.
         variables: additional environment variables.
     """
 
@@ -74,7 +74,7 @@ class Spec:
     first: str | None = None
     bad_fraction: float = 0.3
     known_for_s: float = table_log.KNOWN_FOR_S
-    answer_within_s: float = store_base.ANSWER_WITHIN_S
+    answer_within_s: float = store_base.CREATE_TIMEOUT_S
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -205,7 +205,7 @@ class _Tables(Tables):
 
 def _run(spec: Spec) -> None:
     os.environ.update(spec.variables)
-    table_log.KNOWN_FOR_S, store_base.ANSWER_WITHIN_S = spec.known_for_s, spec.answer_within_s
+    table_log.KNOWN_FOR_S, store_base.CREATE_TIMEOUT_S = spec.known_for_s, spec.answer_within_s
     log, place, topic = _Log(spec), spec.settings.place, spec.settings.topic
     tables = _Tables(place.tables, log.before_tables)  # kept open between plans, as the stream does
     answers = AnswersTopic(spec.settings)

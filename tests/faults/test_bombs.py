@@ -37,7 +37,7 @@ def test_bomb_has_expected_outcome_within_limits(one: Bomb) -> None:
 def test_decoding_stops_at_the_cpu_time_limit() -> None:
     data = many_scans(7_744, 7_744, 100)
     got = decode(data, SIZE, replace(DEFAULT_LIMITS, timeout_s=0.2))
-    assert got == BadImage(Stage.DECODE, Reason.DECODE_TIMEOUT, "decoding was ended after 0.2 s of CPU time")
+    assert got == BadImage(Stage.DECODE, Reason.DECODE_TIMEOUT, "decoding was stopped after 0.2 s of CPU time")
     assert isinstance(decode(GOOD, SIZE), np.ndarray)
 
 

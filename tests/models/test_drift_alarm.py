@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
 from models.drift import BINS, DriftReference, DriftSums
-from models.drift_alarm import ENOUGH_ROWS, LEVEL, TEST_EVERY_S, TESTS_A_DAY, DriftWindow, p_value, verdict
+from models.drift_alarm import ENOUGH_ROWS, LEVEL, TEST_EVERY_S, TESTS_PER_DAY, DriftWindow, p_value, verdict
 
 WIDTH = 5
 TESTS = 2 * (WIDTH + 1) * (BINS - 1)
@@ -101,7 +101,7 @@ def test_number_of_tests_per_day_is_bounded(reference: DriftReference) -> None:
     for second in range(0, 86_400, 20):
         window, found = window.after("model", reference, sums(reference, 9, 30), float(second))
         tested += bool(found)
-    assert tested <= TESTS_A_DAY
+    assert tested <= TESTS_PER_DAY
 
 
 def test_window_restarts_at_a_model_swap_without_an_extra_test(reference: DriftReference) -> None:

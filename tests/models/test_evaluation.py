@@ -174,7 +174,7 @@ def test_logits_of_any_magnitude_give_finite_metrics() -> None:
 def test_class_unknown_to_the_model_counts_as_errors_and_has_no_roc_curve() -> None:
     logits = np.array([[2.0, 1.0], [1.0, 2.0], [3.0, 0.0]])
     found = sums_of(logits, np.array([0, 1, 2]), ("a", "b", "new")).result()
-    assert (found.rows, found.right) == (3, 2)
+    assert (found.rows, found.correct) == (3, 2)
     assert found.confusion[2].tolist() == [1, 0, 0]
     assert np.isnan(found.auc[2])
     assert found.auc[0] == 0.5  # the image of the new class has a higher score for `a` than the `a` itself

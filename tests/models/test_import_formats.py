@@ -73,7 +73,9 @@ def test_inner_tensor_of_a_flatbuffer_becomes_its_output() -> None:
     whole = tflite_graphs.mean_of_channels(add_doubled_scores)
     found = read_tflite(keep_tensor(whole, "scores"))
     assert (dict(found.operators), [one.name for one in found.outputs]) == ({"MEAN": 1}, ["scores"])
-    with pytest.raises(ModelError, match="computes no tensor 'absent'; the last ones that it does are scores, doubled"):
+    with pytest.raises(
+        ModelError, match="computes no tensor 'absent'; the last tensors that it computes are scores, doubled"
+    ):
         keep_tensor(whole, "absent")
 
 

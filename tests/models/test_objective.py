@@ -61,6 +61,6 @@ def test_unreachable_margin_is_rejected() -> None:
 def test_cost_and_f1_require_two_classes() -> None:
     for objective in (Objective("cost", (1, 5)), Objective("f1")):
         objective.check_classes(2)
-        with pytest.raises(ModelError, match="for two classes, there are 3; give --metric accuracy"):
+        with pytest.raises(ModelError, match="requires two classes, got 3; use --metric accuracy"):
             objective.check_classes(3)
     Objective("macro_f1").check_classes(3)

@@ -50,7 +50,7 @@ def test_extracted_subgraph_computes_the_tensor() -> None:
         (logits := features @ dense["dense"] + dense["shift"]) - logits[:, :1],
         atol=1e-4,
     )
-    with pytest.raises(ModelError, match="computes no tensor 'absent'; the last ones that it does are .*scores"):
+    with pytest.raises(ModelError, match="computes no tensor 'absent'; the last tensors that it computes are .*scores"):
         extract(content(model), "absent")
 
 

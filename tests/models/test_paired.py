@@ -15,7 +15,7 @@ def accuracy(only_candidate: int, only_champion: int, same: int) -> MeanGain:
 @pytest.mark.parametrize(("more", "less", "same"), [(6, 0, 200), (30, 17, 950), (5, 3, 2), (400, 300, 9300), (3, 0, 0)])
 def test_accuracy_gain_above_zero_is_the_exact_sign_test(more: int, less: int, same: int) -> None:
     expected = binom.sf(more - 1, more + less, 0.5)
-    assert accuracy(more, less, same).doubt(0.0) == pytest.approx(expected, abs=1e-7)
+    assert accuracy(more, less, same).p_value(0.0) == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize(("losses", "rows"), [(0, 5), (0, 59), (3, 13), (2, 1000)])
@@ -38,28 +38,28 @@ def test_bound_matches_the_paired_bootstrap_for_many_images() -> None:
 def test_bound_is_where_the_p_value_equals_one_minus_the_confidence(gain: MeanGain) -> None:
     for confidence in (0.5, 0.95, 0.999):
         low = gain.lower_bound(confidence)
-        assert gain.doubt(low) == pytest.approx(1 - confidence, abs=1e-6)
-        assert gain.doubt(low - 0.01) < 1 - confidence < gain.doubt(low + 0.01)
+        assert gain.p_value(low) == pytest.approx(1 - confidence, abs=1e-6)
+        assert gain.p_value(low - 0.01) < 1 - confidence < gain.p_value(low + 0.01)
 
 
 @pytest.mark.parametrize("gain", [accuracy(0, 0, 0), accuracy(0, 9, 0)])
 def test_no_images_or_only_losses_give_the_trivial_bound(gain: MeanGain) -> None:
     assert gain.lower_bound(0.95) == -1
-    assert gain.doubt(0.0) == 1
+    assert gain.p_value(0.0) == 1
 
 
 def test_tiny_holdout_without_disagreement_is_inconclusive() -> None:
     gain = accuracy(0, 0, 5)
-    assert gain.doubt(-0.05) > 0.7
+    assert gain.p_value(-0.05) > 0.7
     assert images_needed(gain, -0.05, 0.05) == 59  # 0.95 ** 59 < 0.05
-    assert accuracy(0, 0, 58).doubt(-0.05) > 0.05 > accuracy(0, 0, 59).doubt(-0.05)
+    assert accuracy(0, 0, 58).p_value(-0.05) > 0.05 > accuracy(0, 0, 59).p_value(-0.05)
 
 
 def test_images_needed_reaches_the_confidence() -> None:
     gain = accuracy(30, 17, 950)
     needed = images_needed(gain, 0.0, 0.025)
     assert needed is not None
-    assert gain.doubt(0.0, growth=needed / gain.rows) < 0.025 < gain.doubt(0.0, growth=0.95 * needed / gain.rows)
+    assert gain.p_value(0.0, growth=needed / gain.rows) < 0.025 < gain.p_value(0.0, growth=0.95 * needed / gain.rows)
     assert images_needed(gain, 0.0, 0.001) > needed  # type: ignore[operator]
     for margin in (gain.value, 0.02):
         assert images_needed(gain, margin, 0.025) is None
@@ -97,7 +97,7 @@ def test_f1_bound_matches_the_paired_bootstrap_for_many_images() -> None:
     gain = f1_gain(truth, ours, theirs, 4)
     assert gain.lower_bound(0.95) == pytest.approx(np.quantile(drawn, 0.05), abs=6e-3)
     assert gain.lower_bound(0.95) == gain.lower_bound(0.95)
-    assert gain.doubt(gain.lower_bound(0.95), 0.05) == pytest.approx(0.05, abs=0.01)
+    assert gain.p_value(gain.lower_bound(0.95), 0.05) == pytest.approx(0.05, abs=0.01)
 
 
 def test_class_without_images_shows_no_f1_gain() -> None:

@@ -81,9 +81,9 @@ def _hostile() -> dict[str, tuple[Arrays, str]]:
     beyond[-1] = 2**62
     early[0] = 5
     return {
-        "column out of range": (whole | {"columns": last}, "rising numbers from 0 to 99"),
-        "negative column": (whole | {"columns": negative}, "rising numbers"),
-        "duplicate column": (whole | {"columns": twice}, "rising numbers"),
+        "column out of range": (whole | {"columns": last}, "ascending numbers from 0 to 99"),
+        "negative column": (whole | {"columns": negative}, "ascending numbers"),
+        "duplicate column": (whole | {"columns": twice}, "ascending numbers"),
         "overlapping rows": (whole | {"indptr": falling}, "do not divide"),
         "rows beyond the entries": (whole | {"indptr": beyond}, "do not divide"),
         "entries before the first row": (whole | {"indptr": early}, "do not divide"),

@@ -74,7 +74,9 @@ def test_variance_target_is_met_up_to_the_size_of_the_sketch(digits: Digits) -> 
     few, more = (fit_randomized_pca(sketch, explained_variance=share) for share in (0.5, 0.6))
     assert few.n_out < more.n_out < 60
     assert explained(few, digits.features) >= 0.5
-    with pytest.raises(ModelError, match=r"a sketch of 60 columns explains 0\.\d+ of the variance, 0.999 was asked"):
+    with pytest.raises(
+        ModelError, match=r"a sketch of 60 columns explains 0\.\d+ of the variance, 0.999 was requested"
+    ):
         fit_randomized_pca(sketch, explained_variance=0.999)
 
 

@@ -132,9 +132,9 @@ def test_long_strip_takes_little_memory() -> None:
     ("preset", "fields", "reason"),
     [
         ("nonsense", {}, "preset is one of imagenet, torchvision, .*, got 'nonsense'"),
-        ("raw", {"std": (0.0,)}, "scale and std are not 0"),
-        ("raw", {"mean": (1.0, 2.0)}, "mean has one value or 3, got 2"),
-        ("torchvision", {"shorter_side": 100}, "a shorter side of 100 leaves no window"),
+        ("raw", {"std": (0.0,)}, "scale and std must not be 0"),
+        ("raw", {"mean": (1.0, 2.0)}, "mean: expected one value or 3, got 2"),
+        ("torchvision", {"shorter_side": 100}, "a shorter side of 100 is less than the crop"),
         ("raw", {"crop_share": 0.0}, "crop_share: .* greater than 0"),
     ],
 )

@@ -50,8 +50,8 @@ def test_keras_engine_passes_the_golden_predictions(bundle_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"backbone__scale": 0.5}, "prepare pixels in another way"),
-        ({"backbone__precision": "int8"}, "in integers"),
+        ({"backbone__scale": 0.5}, "prepares pixels for .* in another way"),
+        ({"backbone__precision": "int8"}, "is quantised"),
         ({"backbone__name": "vgg17"}, "unknown backbone 'vgg17'"),
         ({"backbone__name": "mobilenet_v2", "backbone__scale": 1 / 127.5, "backbone__offset": -1.0}, "do not fit"),
         ({"backbone__input_size": [24, 24]}, "takes images of .* from 32"),
@@ -80,7 +80,9 @@ def test_bad_images_are_reported_by_row(digits: Digits) -> None:
 def test_golden_images_round_trip(scorer: Scorer, digits: Digits) -> None:
     assert golden_images(golden_arrays(scorer, digits.images[:3])) == digits.images[:3]
     for images in ([], [digits.images[0], b"no image"]):
-        with pytest.raises(ModelError, match="golden predictions need at least one image, and only images that decode"):
+        with pytest.raises(
+            ModelError, match="golden predictions need at least one image, and every image must be decodable"
+        ):
             golden_arrays(scorer, images)
 
 
@@ -180,7 +182,7 @@ def invalid_golden_arrays() -> dict[str, tuple[dict[str, Any], str]]:
         "NaN": ({"probabilities": ten * np.float32(np.nan)}, "inconsistent"),
         "images that do not decode": (
             {"lengths": np.array([1, 1, 1]), "data": np.ones(3, np.uint8)},
-            "does not decode",
+            "cannot be decoded",
         ),
     }
 

@@ -54,7 +54,7 @@ def test_threshold_aim_is_parsed(text: str, aim: ThresholdAim) -> None:
     ["", "0", "1", "-0.2", "nan", "f2", "f1:2", "cost", "cost:1", "cost:0:1", "cost:1:inf", "cost:1:2:3", "0.5:1"],
 )
 def test_invalid_threshold_aim_is_rejected(text: str) -> None:
-    with pytest.raises(ModelError, match="a number between 0 and 1, or f1, or cost:FP:FN"):
+    with pytest.raises(ModelError, match="a threshold between 0 and 1, f1, or cost:FP:FN"):
         parse_threshold(text)
 
 
@@ -119,7 +119,7 @@ def test_threshold_without_both_classes_is_rejected() -> None:
         best_threshold(histogram_of(np.array([0.1, 0.2]), np.array([0, 0])), F1)
     with pytest.raises(ModelError, match="got 0 of the second and 0 others"):
         best_threshold(ScoreHistogram(2), F1)
-    with pytest.raises(ModelError, match="for two classes, there are 3"):
+    with pytest.raises(ModelError, match="requires two classes, got 3"):
         best_threshold(ScoreHistogram(3), F1)
 
 

@@ -27,7 +27,7 @@ def promoted(gain: Gain, margin: float, objective: Objective, look: int = 1) -> 
 
 def rejected(gain: Gain, margin: float, level: float = ALPHA) -> bool:
     """Whether a single look with the total error level would not promote."""
-    return gain.doubt(margin, level) >= level
+    return gain.p_value(margin, level) >= level
 
 
 def fewest_gains(n: int, margin: float, most_losses: int) -> NDArray[np.int64]:
@@ -227,7 +227,8 @@ def test_twenty_equal_candidates_replace_the_champion_in_at_most_five_percent(
         gains = generator.binomial(wrong, 0.5, looks)
         losses = generator.binomial(n - wrong, 0.05 / 0.9, looks)
         found = [
-            MeanGain(OUTCOMES, np.array([g, b, n - g - b]), 1.0).doubt(0.0) for g, b in zip(gains, losses, strict=True)
+            MeanGain(OUTCOMES, np.array([g, b, n - g - b]), 1.0).p_value(0.0)
+            for g, b in zip(gains, losses, strict=True)
         ]
         once += any(doubt < ALPHA for doubt in found)
         bounded += any(doubt < 1 - confidence_of_look(1 - ALPHA, look) for look, doubt in enumerate(found, 1))
@@ -256,7 +257,7 @@ def test_gain_interval_has_nominal_coverage(
         covered = 0
         for counts, number in zip(found, times, strict=True):
             gain = MeanGain(OUTCOMES, counts, 1.0, extra=0.5)  # as on each side of `gain_interval`
-            doubt = min(gain.doubt(gains - losses), gain.swapped().doubt(losses - gains))
+            doubt = min(gain.p_value(gains - losses), gain.swapped().p_value(losses - gains))
             covered += number * (doubt >= 0.025)
         seen.append(covered / draws)
     text = " ".join(f"{share:.1%}" for share in seen)

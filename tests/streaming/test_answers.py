@@ -11,7 +11,7 @@ import pytest
 
 import streaming
 from streaming import predictions, quarantine, sql
-from streaming.answers import moment
+from streaming.answers import parse_time
 from streaming.errors import ServiceError
 from streaming.query import query
 from streaming.settings import Settings
@@ -78,7 +78,7 @@ def test_tables_are_read_as_of_a_time(home: Path) -> None:
     assert predictions(home, at="2024-05-08T13:59+02:00").num_rows == 3
     assert predictions(home, at="2024-05-08T14:00+02:00").num_rows == 6
     assert quarantine(home, at=TUESDAY).num_rows == 1
-    with pytest.raises(ServiceError, match=r"no table in .* was there at 2024-05-05 .*: give a later time"):
+    with pytest.raises(ServiceError, match=r"no table in .* existed at 2024-05-05 .*: give a later time"):
         predictions(home, at="2024-05-05")
 
 
@@ -110,11 +110,11 @@ def test_vacuumed_files_are_reported(home: Path, tmp_path: Path) -> None:
 
 
 def test_time_is_iso_8601_and_utc_by_default() -> None:
-    assert moment("2024-05-06") == moment(date(2024, 5, 6)) == datetime(2024, 5, 6, tzinfo=UTC)
-    assert moment("2024-05-06T14:00+02:00") == NOON == moment(NOON)
-    assert moment(datetime(2024, 5, 6, 12)) == NOON  # noqa: DTZ001
+    assert parse_time("2024-05-06") == parse_time(date(2024, 5, 6)) == datetime(2024, 5, 6, tzinfo=UTC)
+    assert parse_time("2024-05-06T14:00+02:00") == NOON == parse_time(NOON)
+    assert parse_time(datetime(2024, 5, 6, 12)) == NOON  # noqa: DTZ001
     with pytest.raises(ServiceError, match="expected a time such as .*, got 'Monday'"):
-        moment("Monday")
+        parse_time("Monday")
 
 
 def test_commands_filter_by_time_and_model_version(home: Path) -> None:

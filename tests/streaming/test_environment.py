@@ -104,7 +104,7 @@ def test_cluster_configuration_is_used_with_a_cluster_only(tmp_path: Path) -> No
 def test_packages_of_the_same_names_are_ignored_and_overwritten_ones_reported(tmp_path: Path) -> None:
     for name in ("models", "streaming"):
         (tmp_path / "site" / name).mkdir(parents=True)
-        (tmp_path / "site" / name / "__init__.py").write_text("raise SystemExit('another distribution')\n")
+        (tmp_path / "site" / name / "__init__.py").write_text("raise SystemExit('not imagestream')\n")
     run = [sys.executable, "-m", "imagestream", "--version"]
     shadowed = subprocess.run(
         run,

@@ -22,7 +22,7 @@ from streaming.errors import (
     decode,
     encode,
     reported,
-    restated,
+    with_message,
 )
 from streaming.extras import MissingExtraError
 from streaming.pipeline.answers_reader import AnswersAwayError
@@ -54,7 +54,7 @@ def test_error_is_decoded_from_a_traceback_with_its_type(kind: type[ServiceError
     text = "".join(traceback.format_exception(failed.value))
     copy = pickle.loads(pickle.dumps(failed.value))  # noqa: S301  written by this process
     assert (str(copy), copy.hint) == ('no "answer"\nfrom bücket: start it', "start it")
-    for found in (decode(f"ValueError: y\n{text}\n\n\tat org.apache.spark.api"), restated(copy, "x"), copy):
+    for found in (decode(f"ValueError: y\n{text}\n\n\tat org.apache.spark.api"), with_message(copy, "x"), copy):
         assert isinstance(found, KINDS[kind.kind])
     assert text.count(MARK) == 1
     assert str(decode(text)) == str(copy)

@@ -202,7 +202,7 @@ def test_watch_redraws_a_terminal_in_place(settings: Settings) -> None:
     arguments = command(settings, "query", "SELECT count(*) AS n FROM predictions", "--watch", "--every", "200ms")
     with on_terminal(arguments) as terminal:
         terminal.until("3")
-        terminal.until("Ctrl-C ends")
+        terminal.until("Ctrl-C to stop")
         commit_batch(settings, 1, {0: (4, 8)})
         assert "\x1b[" in terminal.until("7")  # moved back up
         terminal.process.send_signal(signal.SIGINT)

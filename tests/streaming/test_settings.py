@@ -117,9 +117,9 @@ def test_mistake_in_the_file_is_a_one_line_error(folder: Path, text: str, reason
     ("name", "why"),
     [
         ("a [1]", "has a [ in its path"),
-        ("a%20b", "has a % in its path, which deltalake takes for an escape"),
+        ("a%20b", "has a % in its path, which deltalake treats as an escape"),
         ("a\\b", "has a \\ in its path"),
-        ("date=2020-01-01", "has a = in its path, which DuckDB and Spark take for a partition"),
+        ("date=2020-01-01", "has a = in its path, which DuckDB and Spark treat as a partition"),
         ("new\nline", "has a line break or another control character"),
         (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
         ("/".join(["x" * 250] * 15), "has more than 3,500 bytes"),
@@ -233,7 +233,7 @@ def test_jars_and_backbones_are_per_user_unless_the_home_has_them(
 
 
 def test_jars_in_a_folder_with_a_comma_are_refused(folder: Path) -> None:
-    with pytest.raises(ServiceError, match="has a , in its path: keep the jars elsewhere, with IMAGESTREAM_JARS"):
+    with pytest.raises(ServiceError, match="has a , in its path: choose another folder with IMAGESTREAM_JARS"):
         spark_jars(folder / "a, b")
     check = check_jars(Settings(home=folder, jars=folder / "a, b"))
     assert (check.found, check.ok) == (f"{folder / 'a, b'} has a , in its path", False)

@@ -6,7 +6,7 @@ import streamlit as st
 
 from streaming.dashboard import charts, data
 from streaming.dashboard.context import Dashboard
-from streaming.dashboard.layout import ask, cards, empty, percent, title
+from streaming.dashboard.layout import cards, empty, percent, run_query, title
 
 PSI = {"psi_max": "farthest component", "psi_mean": "mean of components", "psi_expected": "mean without drift"}
 LOW = {"low_confidence": "now", "low_confidence_in_training": "reference"}
@@ -16,7 +16,7 @@ LOW_CARD = "Share of predictions in the last micro-batch that are less confident
 def show(dashboard: Dashboard) -> None:  # noqa: ARG001  the signature of all pages
     """Draw the page."""
     title("Drift", "Distance of incoming images from the model's held-out images.")
-    rows = ask(data.drift)
+    rows = run_query(data.drift)
     if not rows:
         empty("No data yet: drift is computed for micro-batches of at least 100 images.")
         return
@@ -52,7 +52,7 @@ def _verdict(window: dict[str, Any] | None) -> tuple[str, str]:
     if window is None:
         return (
             "not tested",
-            "Too few images yet, or a model of an earlier release, whose reference are training images",
+            "Too few images yet, or a model of an earlier release, whose reference consists of training images",
         )
     images = f"{window['window_images']:,.0f} images"
     if window["alarm"]:

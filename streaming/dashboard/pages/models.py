@@ -9,7 +9,7 @@ from models.errors import ModelError
 from streaming.dashboard import charts, data
 from streaming.dashboard.actions import promote, roll_back
 from streaming.dashboard.context import Dashboard
-from streaming.dashboard.layout import NOTHING, ask, cards, empty, errors_shown, percent, plain, title
+from streaming.dashboard.layout import NOTHING, cards, empty, errors_shown, percent, plain, run_query, title
 from streaming.registry import ALIASES, CHALLENGER, CHAMPION, Registry, open_registry
 from streaming.storage.registry_objects import Alias
 
@@ -30,7 +30,7 @@ def show(dashboard: Dashboard) -> None:
     if said := st.session_state.pop("moved", None):
         st.success(said, icon=":material/check:")
     targets = registry.targets()
-    live = {row["version"]: row for row in ask(data.versions)}
+    live = {row["version"]: row for row in run_query(data.versions)}
     _heads(targets, live, len(versions))
     _table(registry, versions, targets, live)
     if not dashboard.read_only:
@@ -61,7 +61,7 @@ def _heads(targets: dict[Alias, int | None], live: dict[int, dict[str, Any]], co
             (
                 "Challenger",
                 f"v{challenger}" if challenger else NOTHING,
-                "Version scored beside the champion for comparison",
+                "Version scored alongside the champion for comparison",
             ),
             ("Versions", f"{count}", "Number of registered versions"),
             ("Champion's predictions", f"{seen.get('rows', 0):,}", "Rows in the table predictions"),
@@ -157,7 +157,7 @@ def _confusion(versions: list[int], champion: int | None) -> None:
         label_visibility="collapsed",
         key="confused",
     )
-    rows = ask(data.confusion, version)
+    rows = run_query(data.confusion, version)
     if rows:
         st.altair_chart(charts.confusion(rows), key="confusion")
     else:
@@ -167,7 +167,7 @@ def _confusion(versions: list[int], champion: int | None) -> None:
 def _comparison(targets: dict[Alias, int | None]) -> None:
     st.markdown("**Champion and challenger** on the same images")
     challenger = targets[CHALLENGER]
-    found = ask(data.agreement, challenger) if challenger else None
+    found = run_query(data.agreement, challenger) if challenger else None
     if found is None:
         st.caption("No challenger has been scored: promote a version to `challenger` and publish images.")
         return

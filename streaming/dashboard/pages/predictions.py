@@ -5,20 +5,20 @@ from typing import Any
 import streamlit as st
 
 from streaming.dashboard import charts, data
-from streaming.dashboard.actions import give_label
+from streaming.dashboard.actions import add_label
 from streaming.dashboard.context import Dashboard
 from streaming.dashboard.data import Filter
 from streaming.dashboard.layout import (
     NOTHING,
     ago,
-    ask,
     empty,
     errors_shown,
-    moment,
+    format_time,
     percent,
     picture_of,
     placeholder,
     plain,
+    run_query,
     title,
 )
 
@@ -37,7 +37,7 @@ def show(dashboard: Dashboard) -> None:
     if st.session_state.get("wanted") != wanted:
         st.session_state.wanted, st.session_state.page = wanted, 0
     size = COLUMNS * LINES
-    page = ask(data.predictions, wanted, limit=size, skip=size * st.session_state.page)
+    page = run_query(data.predictions, wanted, limit=size, skip=size * st.session_state.page)
     _pager(page.total, size)
     if not page.rows:
         empty("No prediction matches the filters.")
@@ -51,7 +51,7 @@ def show(dashboard: Dashboard) -> None:
 
 def _filters() -> Filter | None:
     """Draw the filter widgets; None if there are no predictions."""
-    labels, versions = ask(data.choices)
+    labels, versions = run_query(data.choices)
     if not versions:
         return None
     columns = st.columns([2, 1.2, 2, 2, 1.6], vertical_alignment="bottom")
@@ -96,7 +96,7 @@ def _card(dashboard: Dashboard, row: dict[str, Any], picture: bytes | None) -> N
 @st.dialog("Prediction", width="large")
 def _details(dashboard: Dashboard, row: dict[str, Any]) -> None:
     with errors_shown():
-        found = ask(data.one_prediction, row["topic"], row["partition"], row["offset"])
+        found = run_query(data.one_prediction, row["topic"], row["partition"], row["offset"])
         if found is None:
             empty("This row is no longer in the table.")
             return
@@ -118,8 +118,8 @@ def _lineage(found: dict[str, Any]) -> None:
         "image": found["image_id"],
         "source": found["source"],
         "message": f"{found['topic']} / {found['partition']} / {found['offset']}",
-        "published": moment(found["published_at"]),
-        "scored": moment(found["scored_at"]),
+        "published": format_time(found["published_at"]),
+        "scored": format_time(found["scored_at"]),
         "model": f"version {found['model_version']}, batch {found['batch_id']}",
     }
     st.markdown("  \n".join(f":gray[{name}]  {plain(value)}" for name, value in facts.items()))
@@ -130,11 +130,11 @@ def _label_form(dashboard: Dashboard, row: dict[str, Any]) -> None:
     st.markdown(f"True label: **{plain(given) if given else NOTHING}**")
     if dashboard.read_only:
         return
-    labels, _ = ask(data.choices)
+    labels, _ = run_query(data.choices)
     with st.form("label", border=False):
         left, right = st.columns([3, 1], vertical_alignment="bottom")
         label = left.selectbox("True label", labels, index=None, accept_new_options=True, placeholder="choose or type")
         if right.form_submit_button("Save label", type="primary", width="stretch") and label:
-            give_label(dashboard.settings, row["image_id"], label)
+            add_label(dashboard.settings, row["image_id"], label)
             dashboard.reader.version("labels")
             st.success(f"Saved: {plain(label)}. The next retraining and report use it.", icon=":material/check:")

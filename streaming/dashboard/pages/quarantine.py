@@ -6,7 +6,7 @@ import streamlit as st
 
 from streaming.dashboard import charts, data
 from streaming.dashboard.context import Dashboard
-from streaming.dashboard.layout import ago, ask, cards, empty, errors_shown, moment, plain, title
+from streaming.dashboard.layout import ago, cards, empty, errors_shown, format_time, plain, run_query, title
 from streaming.dashboard.pictures import picture
 from streaming.jobs.replay import ReplayOptions, ReplayReport, replay
 from streaming.platform.broker import bootstrap_servers
@@ -20,7 +20,7 @@ ANY = "all reasons"
 def show(dashboard: Dashboard) -> None:
     """Draw the page."""
     title("Quarantine", "Messages that could not be scored. Their bytes are kept and can be published again.")
-    found = ask(data.reasons)
+    found = run_query(data.reasons)
     if not found:
         empty("The quarantine is empty: every message so far has a prediction.")
         return
@@ -78,7 +78,7 @@ def _confirm(dashboard: Dashboard, reason: str | None, waiting: int) -> None:
 
 def _rows(dashboard: Dashboard, found: data.Rows) -> None:
     chosen = st.pills("Show", [row["reason"] for row in found], key="shown_reason")
-    rows = ask(data.quarantined, chosen, limit=ROWS)
+    rows = run_query(data.quarantined, chosen, limit=ROWS)
     st.caption(f"The newest {len(rows)} messages. Select a row for its details.")
     table = [
         {
@@ -106,19 +106,19 @@ def _rows(dashboard: Dashboard, found: data.Rows) -> None:
     )
     picked = event.selection.rows
     if picked and picked[0] < len(rows):
-        _look_into(dashboard, rows[picked[0]])
+        _show_message(dashboard, rows[picked[0]])
     elif rows:
-        _look_into(dashboard, rows[0])
+        _show_message(dashboard, rows[0])
 
 
-def _look_into(dashboard: Dashboard, row: dict[str, Any]) -> None:
+def _show_message(dashboard: Dashboard, row: dict[str, Any]) -> None:
     value = data.bad_bytes(dashboard.reader, row["topic"], row["partition"], row["offset"])
     with st.container(border=True):
         left, right = st.columns([1, 2])
         with left:
             st.markdown(f"**{plain(row['reason'])}** in stage {row['stage']}")
             st.markdown(plain(row["detail"]))
-            st.caption(f"{plain(row['source'])}  \n{moment(row['quarantined_at'])}  \n{len(value or b''):,} bytes")
+            st.caption(f"{plain(row['source'])}  \n{format_time(row['quarantined_at'])}  \n{len(value or b''):,} bytes")
         with right:
             made = picture(value, dashboard.settings.image_limits) if value else None
             if made is not None:

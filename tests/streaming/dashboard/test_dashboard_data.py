@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from streaming.dashboard import data
-from streaming.dashboard.actions import give_label
+from streaming.dashboard.actions import add_label
 from streaming.dashboard.data import Filter, Window
 from streaming.dashboard.reader import Reader
 from streaming.errors import ServiceError
@@ -69,7 +69,7 @@ def test_queries_without_tables_return_no_rows(settings: Settings) -> None:
     assert data.last_batches(reader) == []
     assert data.throughput(reader, WINDOW) == data.latency(reader, WINDOW) == data.accuracy(reader, WINDOW) == []
     assert data.latency_in_all(reader, WINDOW)["p50"] is None
-    assert data.predictions(reader, Filter(judged="wrong"), limit=5) == data.Page([], 0)
+    assert data.predictions(reader, Filter(judged="wrong"), limit=5) == data.PredictionsPage([], 0)
     assert data.choices(reader) == ([], [])
     assert data.reasons(reader) == data.quarantined(reader, None, limit=5) == data.drift(reader) == []
     assert data.versions(reader) == data.confusion(reader, 1) == data.swaps(reader, WINDOW) == []
@@ -122,7 +122,7 @@ def test_latest_given_label_overrides_the_published_label(settings: Settings) ->
     }
 
     for label in ("cat", "dog", "cat"):
-        give_label(settings, "0-1", label)
+        add_label(settings, "0-1", label)
     reader.version("labels")
     assert data.given_labels(reader, ["0-0", "0-1"]) == {"0-1": "cat"}
     assert data.accuracy(reader, WINDOW)[0]["accuracy"] == 1.0
@@ -134,7 +134,7 @@ def test_latest_given_label_overrides_the_published_label(settings: Settings) ->
 @pytest.mark.parametrize("label", ["", "  ", "x" * 201])
 def test_blank_or_too_long_label_is_refused(settings: Settings, label: str) -> None:
     with pytest.raises(ServiceError, match="expected a label"):
-        give_label(settings, "0-1", label)
+        add_label(settings, "0-1", label)
     assert not Path(settings.place.tables).exists()
 
 

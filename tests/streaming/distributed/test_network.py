@@ -5,7 +5,7 @@ import pytest
 
 from models.cnn import build_network
 from streaming.distributed.history import Counts
-from streaming.distributed.network import Network, NetworkParts, compute_in_bfloat16
+from streaming.distributed.network import NetworkParts, TrainableNetwork, compute_in_bfloat16
 from streaming.distributed.options import TrainerOptions
 
 SIDE = 32
@@ -22,8 +22,8 @@ def parts() -> NetworkParts:
     return NetworkParts.of(model, keras.optimizers.Adam(0.01))
 
 
-def make(parts: NetworkParts) -> Network:
-    return Network(parts, TrainerOptions())
+def make(parts: NetworkParts) -> TrainableNetwork:
+    return TrainableNetwork(parts, TrainerOptions())
 
 
 def test_restored_state_continues_identically(parts: NetworkParts) -> None:
@@ -63,7 +63,7 @@ def test_only_trainable_weights_are_transferred() -> None:
     import keras
 
     model = build_network("efficientnet_lite0", 3, weights="random", input_size=(SIDE, SIDE))
-    network = Network(NetworkParts.of(model, keras.optimizers.SGD()), TrainerOptions())
+    network = TrainableNetwork(NetworkParts.of(model, keras.optimizers.SGD()), TrainerOptions())
     assert len(network.weights) == 1280 * 3 + 3  # the head
     before = model.get_weights()
     network.step(IMAGES, LABELS, EQUAL_WEIGHTS)

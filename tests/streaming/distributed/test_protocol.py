@@ -18,8 +18,8 @@ from streaming.distributed.protocol import (
     TAG_BYTES,
     Channel,
     LostPeerError,
-    Message,
     MessageKind,
+    PeerMessage,
     _tag,
     accept,
     connect,
@@ -37,9 +37,9 @@ def pair() -> Iterator[tuple[Channel, Channel]]:
 
 def test_message_round_trips(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
-    sent = Message(MessageKind.PUSH, 3, 4, 5, 600, 7, {"why": "ä"}, np.array([1, -2, np.inf, 1e-30], np.float32))
+    sent = PeerMessage(MessageKind.PUSH, 3, 4, 5, 600, 7, {"why": "ä"}, np.array([1, -2, np.inf, 1e-30], np.float32))
     one.send(sent)
-    one.send(Message(MessageKind.NEXT))
+    one.send(PeerMessage(MessageKind.NEXT))
     got, empty = other.receive(), other.receive()
     assert (got.kind, got.worker, got.epoch, got.step, got.rows, got.version) == (MessageKind.PUSH, 3, 4, 5, 600, 7)
     assert got.meta == {"why": "ä"}
@@ -70,7 +70,7 @@ def test_invalid_frame_is_rejected(frame: bytes) -> None:
         theirs.sendall(header + _tag(b"", 0, header) + body + _tag(b"", 0, text, body[len(text) :]))
         theirs.shutdown(socket.SHUT_WR)
         with pytest.raises(
-            LostPeerError, match="invalid frame|values, expected|invalid JSON|not an object|did not send|closed"
+            LostPeerError, match="invalid frame|values, expected|invalid JSON|not an object|fails authentication|closed"
         ):
             Channel(ours, SIZES, 5).receive()
 
@@ -87,7 +87,7 @@ def test_arbitrary_bytes_raise_only_lost_peer_error(frame: bytes) -> None:
 
 def _receive_all(channel: Channel) -> None:
     while True:
-        assert isinstance(channel.receive(), Message)
+        assert isinstance(channel.receive(), PeerMessage)
 
 
 def test_receive_timeout_is_reported() -> None:
@@ -123,7 +123,7 @@ def test_only_peers_with_the_token_are_accepted(theirs: bytes, accepted: bool) -
 
 def test_metadata_is_plain_json(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
-    one.send(Message(MessageKind.FAILED, meta={"why": "__import__('os')"}))
+    one.send(PeerMessage(MessageKind.FAILED, meta={"why": "__import__('os')"}))
     assert json.loads(json.dumps(other.receive().meta)) == {"why": "__import__('os')"}
 
 
@@ -142,13 +142,13 @@ def _authenticated(token: bytes = b"t" * 32) -> tuple[Channel, Channel, socket.s
 @pytest.mark.parametrize("place", ["header", "values", "repeated", "reflected"])
 def test_altered_replayed_or_reflected_frame_is_rejected(place: str) -> None:
     worker, server, theirs = _authenticated()
-    message = Message(MessageKind.PUSH, 1, values=np.ones(4, np.float32))
+    message = PeerMessage(MessageKind.PUSH, 1, values=np.ones(4, np.float32))
     worker.send(message)
     size = worker.sent
     frame = bytearray(theirs.recv(size, socket.MSG_WAITALL))
     if place == "reflected":
         theirs.sendall(frame)
-        with pytest.raises(LostPeerError, match="did not send"):
+        with pytest.raises(LostPeerError, match="fails authentication"):
             worker.receive()
         return
     if place == "header":
@@ -161,14 +161,14 @@ def test_altered_replayed_or_reflected_frame_is_rejected(place: str) -> None:
         other.sendall(frame * 2)
         if place == "repeated":
             assert receiver.receive().values.tolist() == [1, 1, 1, 1]
-        with pytest.raises(LostPeerError, match="did not send"):
+        with pytest.raises(LostPeerError, match="fails authentication"):
             receiver.receive()
     theirs.close()
     worker.close()
 
 
 def test_slow_greeting_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "GREETING_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(protocol, "HANDSHAKE_TIMEOUT_S", 0.3)
     ours, theirs = socket.socketpair()
     stop = threading.Event()
 

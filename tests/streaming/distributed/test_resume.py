@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import DataFrame
 
 from models.arrays import read_npz, write_npz
-from streaming.distributed.callback_state import REMEMBERED, callback_states, restore_callbacks
+from streaming.distributed.callback_state import STATE_ATTRIBUTES, callback_states, restore_callbacks
 from streaming.distributed.checkpoint import FILE, Checkpoint, read_checkpoint
 from streaming.distributed.history import History
 from streaming.distributed.options import Frequency, TrainerOptions
@@ -110,7 +110,7 @@ def test_callback_state_round_trips_through_the_checkpoint(tmp_path: Path) -> No
     after = callbacks_after([])
     restore_callbacks(after, found.callbacks)
     for ours, theirs in zip(after, before, strict=True):
-        for name in REMEMBERED[type(ours).__name__]:
+        for name in STATE_ATTRIBUTES[type(ours).__name__]:
             np.testing.assert_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
 
 

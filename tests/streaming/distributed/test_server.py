@@ -11,9 +11,9 @@ import pytest
 
 from streaming.distributed.history import EpochRecord
 from streaming.distributed.options import Frequency, Mode, TrainerOptions
-from streaming.distributed.protocol import Channel, LostPeerError, Message, MessageKind, connect
+from streaming.distributed.protocol import Channel, LostPeerError, MessageKind, PeerMessage, connect
 from streaming.distributed.server import ParameterServer
-from streaming.distributed.training_run import Answer, Callbacks, State
+from streaming.distributed.training_run import Callbacks, EpochDecision, State
 
 OPTIONS = TrainerOptions(workers=2, batch_size=4, epochs=2, timeout_s=5)
 COUNTS = {"rows": 3, "loss": 1.5, "clipped_loss": 1.5, "correct": 2}
@@ -30,10 +30,10 @@ class Recorder:
         self.lost: list[tuple[int, int, str]] = []
         self.stop_after = stop_after
 
-    def epoch(self, record: EpochRecord, state: State) -> Answer:
+    def epoch(self, record: EpochRecord, state: State) -> EpochDecision:
         self.records.append(record)
         self.states.append(state)
-        return Answer(len(self.records) >= self.stop_after, 0.5)
+        return EpochDecision(len(self.records) >= self.stop_after, 0.5)
 
     def callbacks(self) -> Callbacks:
         return Callbacks(self.epoch, lost=lambda *arguments: self.lost.append(arguments))
@@ -41,16 +41,16 @@ class Recorder:
 
 def serve(options: TrainerOptions, recorder: Recorder) -> ParameterServer:
     state = State(np.array([1, 2], np.float32), np.zeros(3, np.float32))
-    return ParameterServer(options, state, Answer(False, 1.0), recorder.callbacks(), HOST)
+    return ParameterServer(options, state, EpochDecision(False, 1.0), recorder.callbacks(), HOST)
 
 
 def join(server: ParameterServer, worker: int, attempt: int = 0) -> Channel:
     channel = connect(server.address, server.token, server.sizes, 10)
-    channel.send(Message(MessageKind.HELLO, worker, meta={"attempt": attempt}))
+    channel.send(PeerMessage(MessageKind.HELLO, worker, meta={"attempt": attempt}))
     return channel
 
 
-def ask(channel: Channel, message: Message) -> Message:
+def ask(channel: Channel, message: PeerMessage) -> PeerMessage:
     channel.send(message)
     while (answer := channel.receive()).kind is MessageKind.PROGRESS:
         pass
@@ -79,15 +79,17 @@ def test_synchronous_workers_get_the_mean_weighted_by_rows() -> None:
     recorder = Recorder()
     with serve(OPTIONS, recorder) as server:
 
-        def work(worker: int, rows: int, value: float) -> Callable[[], tuple[Message, Message, list[Message]]]:
-            def run() -> tuple[Message, Message, list[Message]]:
+        def work(
+            worker: int, rows: int, value: float
+        ) -> Callable[[], tuple[PeerMessage, PeerMessage, list[PeerMessage]]]:
+            def run() -> tuple[PeerMessage, PeerMessage, list[PeerMessage]]:
                 channel = join(server, worker)
-                start = ask(channel, Message(MessageKind.READY, worker, rows=rows))
+                start = ask(channel, PeerMessage(MessageKind.READY, worker, rows=rows))
                 gradient = np.full(2, value, np.float32)
-                mean = ask(channel, Message(MessageKind.REDUCE, worker, 0, 0, rows, values=gradient))
+                mean = ask(channel, PeerMessage(MessageKind.REDUCE, worker, 0, 0, rows, values=gradient))
                 state = np.arange(5, dtype=np.float32) if worker == 0 else np.empty(0, np.float32)
                 ends = [
-                    ask(channel, Message(MessageKind.EPOCH, worker, epoch, rows=rows, meta=EPOCH, values=state))
+                    ask(channel, PeerMessage(MessageKind.EPOCH, worker, epoch, rows=rows, meta=EPOCH, values=state))
                     for epoch in (0, 1)
                 ]
                 return start, mean, ends
@@ -112,13 +114,13 @@ def test_lost_worker_is_reported_to_the_others_and_all_may_reconnect() -> None:
 
         def leave() -> None:
             channel = join(server, 1)
-            ask(channel, Message(MessageKind.READY, 1, rows=3))
+            ask(channel, PeerMessage(MessageKind.READY, 1, rows=3))
             channel.close()
 
-        def stay() -> Message:
+        def stay() -> PeerMessage:
             channel = join(server, 0)
-            ask(channel, Message(MessageKind.READY, 0, rows=3))
-            return ask(channel, Message(MessageKind.REDUCE, 0, 0, 0, 3, values=np.ones(2, np.float32)))
+            ask(channel, PeerMessage(MessageKind.READY, 0, rows=3))
+            return ask(channel, PeerMessage(MessageKind.REDUCE, 0, 0, 0, 3, values=np.ones(2, np.float32)))
 
         _, answer = together(leave, stay)
         assert answer.kind is MessageKind.FAILED
@@ -126,7 +128,7 @@ def test_lost_worker_is_reported_to_the_others_and_all_may_reconnect() -> None:
         assert recorder.lost == [(1, 0, "the connection was closed")]
         again = [join(server, worker, attempt=1) for worker in (0, 1)]
         starts = together(
-            *(lambda at=at: ask(again[at], Message(MessageKind.READY, at, rows=3)) for at in (0, 1))  # type: ignore[misc]
+            *(lambda at=at: ask(again[at], PeerMessage(MessageKind.READY, at, rows=3)) for at in (0, 1))  # type: ignore[misc]
         )
         assert [start.kind for start in starts] == [MessageKind.START, MessageKind.START]
 
@@ -136,7 +138,7 @@ def test_silent_worker_is_named() -> None:
     with serve(replace(OPTIONS, timeout_s=1), recorder) as server:
         silent = join(server, 1)
         channel = join(server, 0)
-        answer = ask(channel, Message(MessageKind.READY, 0, rows=3))
+        answer = ask(channel, PeerMessage(MessageKind.READY, 0, rows=3))
         silent.close()
     assert answer.kind is MessageKind.FAILED
     assert answer.meta["why"] == "worker 1: no message for 1 s"
@@ -144,7 +146,7 @@ def test_silent_worker_is_named() -> None:
 
 def test_worker_that_never_connects_is_named() -> None:
     with serve(replace(OPTIONS, timeout_s=1), Recorder()) as server:
-        answer = ask(join(server, 0), Message(MessageKind.READY, 0, rows=3))
+        answer = ask(join(server, 0), PeerMessage(MessageKind.READY, 0, rows=3))
     assert answer.kind is MessageKind.FAILED
     assert answer.meta["why"] == "worker 1 did not connect within 1 s"
 
@@ -154,16 +156,16 @@ def test_asynchronous_push_is_weighted_by_the_workers_share(mode: Mode) -> None:
     recorder = Recorder()
     with serve(replace(OPTIONS, mode=mode, frequency=Frequency.EPOCH), recorder) as server:
         one, other = join(server, 0), join(server, 1)
-        start = ask(one, Message(MessageKind.READY, 0, rows=2))
-        assert ask(other, Message(MessageKind.READY, 1, rows=4)).version == start.version == 0
-        pushed = ask(one, Message(MessageKind.PUSH, 0, rows=2, version=0, values=np.array([3, 0], np.float32)))
+        start = ask(one, PeerMessage(MessageKind.READY, 0, rows=2))
+        assert ask(other, PeerMessage(MessageKind.READY, 1, rows=4)).version == start.version == 0
+        pushed = ask(one, PeerMessage(MessageKind.PUSH, 0, rows=2, version=0, values=np.array([3, 0], np.float32)))
         assert pushed.values == pytest.approx([2, 2])
-        last = ask(other, Message(MessageKind.PUSH, 1, rows=4, version=0, values=np.array([0, 3], np.float32)))
+        last = ask(other, PeerMessage(MessageKind.PUSH, 1, rows=4, version=0, values=np.array([0, 3], np.float32)))
         assert (last.values.tolist(), last.version) == ([2, 4], 2)
         optimizer = np.ones(3, np.float32)
-        assert not ask(one, Message(MessageKind.EPOCH, 0, 0, meta=EPOCH, values=optimizer)).meta["stop"]
+        assert not ask(one, PeerMessage(MessageKind.EPOCH, 0, 0, meta=EPOCH, values=optimizer)).meta["stop"]
         assert not recorder.records  # the other worker has not finished the epoch
-        assert not ask(other, Message(MessageKind.EPOCH, 1, 0, meta=EPOCH, values=3 * optimizer)).meta["stop"]
+        assert not ask(other, PeerMessage(MessageKind.EPOCH, 1, 0, meta=EPOCH, values=3 * optimizer)).meta["stop"]
     assert [record.epoch for record in recorder.records] == [0]
     assert recorder.states[0].weights.tolist() == [2, 4]
     assert recorder.states[0].optimizer.tolist() == [2, 2, 2]
@@ -174,10 +176,10 @@ def test_asynchronous_push_is_weighted_by_the_workers_share(mode: Mode) -> None:
 def test_reconnecting_asynchronous_worker_continues_where_it_was(mode: Mode) -> None:
     with serve(replace(OPTIONS, mode=mode), Recorder()) as server:
         first = join(server, 0)
-        ask(first, Message(MessageKind.READY, 0, rows=2))
-        ask(first, Message(MessageKind.EPOCH, 0, 0, meta=EPOCH, values=np.array([7, 8, 9], np.float32)))
+        ask(first, PeerMessage(MessageKind.READY, 0, rows=2))
+        ask(first, PeerMessage(MessageKind.EPOCH, 0, 0, meta=EPOCH, values=np.array([7, 8, 9], np.float32)))
         first.close()
-        again = ask(join(server, 0, attempt=1), Message(MessageKind.READY, 0, rows=2))
+        again = ask(join(server, 0, attempt=1), PeerMessage(MessageKind.READY, 0, rows=2))
     assert again.epoch == 1
     assert again.values.tolist() == [1, 2, 7, 8, 9]
 
@@ -186,12 +188,12 @@ def test_differing_weights_end_the_training() -> None:
     recorder = Recorder()
     with serve(OPTIONS, recorder) as server:
 
-        def work(worker: int) -> Message:
+        def work(worker: int) -> PeerMessage:
             channel = join(server, worker)
-            ask(channel, Message(MessageKind.READY, worker, rows=3))
+            ask(channel, PeerMessage(MessageKind.READY, worker, rows=3))
             meta = EPOCH | {"digest": str(worker)}
             return ask(
-                channel, Message(MessageKind.EPOCH, worker, 0, rows=3, meta=meta, values=np.zeros(5, np.float32))
+                channel, PeerMessage(MessageKind.EPOCH, worker, 0, rows=3, meta=meta, values=np.zeros(5, np.float32))
             )
 
         answers = together(lambda: work(0), lambda: work(1))
@@ -206,8 +208,8 @@ def test_invalid_epoch_report_fails_only_that_attempt(meta: dict[str, Any]) -> N
     recorder = Recorder()
     with serve(replace(OPTIONS, mode=Mode.ASYNCHRONOUS), recorder) as server:
         channel = join(server, 0)
-        ask(channel, Message(MessageKind.READY, 0, rows=2))
-        answer = ask(channel, Message(MessageKind.EPOCH, 0, 0, meta=meta, values=np.zeros(3, np.float32)))
+        ask(channel, PeerMessage(MessageKind.READY, 0, rows=2))
+        answer = ask(channel, PeerMessage(MessageKind.EPOCH, 0, 0, meta=meta, values=np.zeros(3, np.float32)))
         assert answer.kind is MessageKind.FAILED
         assert server.run.error is None
     assert len(recorder.lost) == 1

@@ -276,9 +276,9 @@ def test_api_key_is_required(home: Settings, kafka: Broker) -> None:
         (
             None,
             ["--host", "192.0.2.1"],
-            "--host 192.0.2.1 lets other machines in: set IMAGESTREAM_GATEWAY_API_KEY",
+            "--host 192.0.2.1 gives other machines access: set IMAGESTREAM_GATEWAY_API_KEY",
         ),
-        (None, ["--host", "::"], "--host :: lets other machines in"),
+        (None, ["--host", "::"], "--host :: gives other machines access"),
         (b"short", [], "expected at least 16 printable characters per line, got 5"),
         (b"\xff" * 40, [], "cannot be read"),
     ],

@@ -92,7 +92,7 @@ def test_excluded_files_are_counted_by_reason(tmp_path: Path) -> None:
         "it is hidden or belongs to an operating system": 3,
         "neither its name nor its first bytes are those of an image": 2,
         "it is an archive: unpack it": 1,
-        "it is a table beside folders of images: give the file itself to train on it": 1,
+        "it is a table next to folders of images: give the file itself to train on it": 1,
     }
     assert found.notes == (
         "1 class folders are nested: a/b is class b; to use the outer folders, give --label-pattern '^([^/]+)/'",

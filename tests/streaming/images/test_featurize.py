@@ -148,7 +148,7 @@ def test_images_of_a_table_are_read_on_the_workers(
     assert found.n_images == 8
     assert sum(found.class_counts.values()) == 8
     assert all(label.startswith("0") for label in found.class_counts)
-    assert set(found.some_images(4)) <= {content for content in contents if content is not None}
+    assert set(found.sample_images(4)) <= {content for content in contents if content is not None}
     table = Table(tmp_path, "features")
     result = featurize(spark, found, exported, table)
     assert (result.rows, result.n_bad) == (6, 2)

@@ -44,7 +44,7 @@ def test_images_have_the_label_of_their_folder(digits: str) -> None:
         (f"{digits}/{label}/{name}", label) for name, label, _ in DIGITS
     }
     assert found.dropped == {NOT_AN_IMAGE: 1, ARCHIVE: 1, HIDDEN: 1}
-    assert next(found.some_images(1)) in {data for _, _, data in DIGITS}
+    assert next(found.sample_images(1)) in {data for _, _, data in DIGITS}
     assert {read_source(file.path) for file in found.files} == {data for _, _, data in DIGITS}
 
 

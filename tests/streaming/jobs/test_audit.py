@@ -11,7 +11,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from streaming.errors import ServiceError
 from streaming.jobs import audit as module
-from streaming.jobs.audit import AuditReport, Kind, Span, audit
+from streaming.jobs.audit import AuditReport, ProblemKind, Span, audit
 from streaming.settings import Settings
 from streaming.storage.tables import PREDICTIONS
 from tests.conftest import imagestream
@@ -41,7 +41,7 @@ def delete(settings: Settings, predicate: str) -> None:
     DeltaTable(settings.place.table("predictions")).delete(predicate)
 
 
-def texts(report: AuditReport, kind: Kind) -> list[str]:
+def texts(report: AuditReport, kind: ProblemKind) -> list[str]:
     return [problem.text for problem in report.problems if problem.kind is kind]
 
 
@@ -60,23 +60,23 @@ def test_missing_rows_are_reported_as_offset_ranges(settings: Settings) -> None:
     gaps = [
         (p.where["topic"], p.where["partition"], p.where["from"], p.where["to"])
         for p in report.problems
-        if p.kind is Kind.GAP
+        if p.kind is ProblemKind.GAP
     ]
     assert gaps == [(settings.topic, 0, 5, 6), (settings.topic, 0, 8, 8), (settings.topic, 0, 10, 10)]
-    assert len(texts(report, Kind.ACCOUNT)) == 2  # batches 0 and 1
-    assert set(report.counts) == {Kind.GAP, Kind.ACCOUNT}
+    assert len(texts(report, ProblemKind.ACCOUNT)) == 2  # batches 0 and 1
+    assert set(report.counts) == {ProblemKind.GAP, ProblemKind.ACCOUNT}
 
 
 def test_repeated_row_is_reported(settings: Settings) -> None:
     append(settings, 4, 5)
     report = audit(settings)
-    assert texts(report, Kind.REPEAT) == [f"{settings.topic} partition 0: 2 rows for each of the offsets 4 to 5"]
-    assert Kind.ACCOUNT in report.counts
+    assert texts(report, ProblemKind.REPEAT) == [f"{settings.topic} partition 0: 2 rows for each of the offsets 4 to 5"]
+    assert ProblemKind.ACCOUNT in report.counts
 
 
 def test_message_both_predicted_and_quarantined_is_a_repeat(settings: Settings) -> None:
     append(settings, 3)
-    assert texts(audit(settings), Kind.REPEAT) == [
+    assert texts(audit(settings), ProblemKind.REPEAT) == [
         f"{settings.topic} partition 0: 2 rows for each of the offsets 3 to 3"
     ]
 
@@ -84,7 +84,7 @@ def test_message_both_predicted_and_quarantined_is_a_repeat(settings: Settings) 
 def test_repeats_are_found_in_every_window_of_offsets(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WINDOW_ROWS", 8)  # four offsets of two partitions
     append(settings, 0, 9, 29)
-    found = [problem.where["from"] for problem in audit(settings).problems if problem.kind is Kind.REPEAT]
+    found = [problem.where["from"] for problem in audit(settings).problems if problem.kind is ProblemKind.REPEAT]
     assert found == [0, 9, 29]
 
 
@@ -92,17 +92,17 @@ def test_lost_and_repeated_messages_of_a_batch_do_not_cancel_out(settings: Setti
     delete(settings, "partition = 0 AND offset = 5")
     append(settings, 4)
     report = audit(settings)
-    assert set(report.counts) == {Kind.REPEAT, Kind.GAP}  # all counts agree
+    assert set(report.counts) == {ProblemKind.REPEAT, ProblemKind.GAP}  # all counts agree
     assert [(p.where["from"], p.where["to"]) for p in report.problems] == [(4, 4), (5, 5)]
 
 
 def test_gaps_between_batches_and_overlaps_are_reported(settings: Settings) -> None:
     commit_batch(settings, 3, {0: (33, 40), 1: (14, 20)})
     report = audit(settings)
-    assert [problem.where | {"kind": problem.kind} for problem in report.problems if problem.kind is Kind.GAP] == [
-        {"kind": Kind.GAP, "topic": settings.topic, "partition": 0, "from": 30, "to": 32}
-    ]
-    (overlap,) = [problem.where for problem in report.problems if problem.kind is Kind.OVERLAP]
+    assert [
+        problem.where | {"kind": problem.kind} for problem in report.problems if problem.kind is ProblemKind.GAP
+    ] == [{"kind": ProblemKind.GAP, "topic": settings.topic, "partition": 0, "from": 30, "to": 32}]
+    (overlap,) = [problem.where for problem in report.problems if problem.kind is ProblemKind.OVERLAP]
     assert (overlap["partition"], overlap["from"], overlap["to"], overlap["batch_id"]) == (1, 14, 14, 3)
 
 
@@ -118,24 +118,24 @@ def test_older_batch_missing_from_batches_is_an_error(settings: Settings) -> Non
     commit_batch(settings, 3, {0: (30, 40)}, upto="quarantine")
     commit_batch(settings, 4, {0: (40, 50)})
     report = audit(settings)
-    assert [problem.where["batch_id"] for problem in report.problems if problem.kind is Kind.NO_BATCH] == [3]
-    assert (30, 39) in [(p.where["from"], p.where["to"]) for p in report.problems if p.kind is Kind.GAP]
+    assert [problem.where["batch_id"] for problem in report.problems if problem.kind is ProblemKind.NO_BATCH] == [3]
+    assert (30, 39) in [(p.where["from"], p.where["to"]) for p in report.problems if p.kind is ProblemKind.GAP]
 
 
 def test_row_of_another_model_than_its_batch_is_reported(settings: Settings) -> None:
     delete(settings, "partition = 0 AND offset = 5")
     append(settings, 5, model_version=2)
     report = audit(settings)
-    assert set(report.counts) == {Kind.MODEL}
-    assert "has version 1, its rows 1 to 2" in texts(report, Kind.MODEL)[0]
+    assert set(report.counts) == {ProblemKind.MODEL}
+    assert "has version 1, its rows 1 to 2" in texts(report, ProblemKind.MODEL)[0]
 
 
 def test_row_outside_the_offsets_of_its_batch_is_reported(settings: Settings) -> None:
     delete(settings, "partition = 0 AND offset = 5")
     append(settings, 77)
     report = audit(settings)
-    assert any("outside its offsets" in text for text in texts(report, Kind.ACCOUNT))
-    assert Kind.GAP in report.counts
+    assert any("outside its offsets" in text for text in texts(report, ProblemKind.ACCOUNT))
+    assert ProblemKind.GAP in report.counts
 
 
 def test_audit_is_always_clean_while_a_stream_runs(settings: Settings) -> None:
@@ -182,4 +182,4 @@ def test_gap_larger_than_accepted_is_a_problem(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     commit_batch(settings, 0, {0: (0, 10)})
     commit_batch(settings, 1, {0: (14, 20)}, left_out={0: (12, 14)})
-    assert audit(settings).counts == {Kind.GAP: 1}
+    assert audit(settings).counts == {ProblemKind.GAP: 1}

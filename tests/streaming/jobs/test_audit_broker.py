@@ -10,7 +10,7 @@ from kafka.admin import KafkaAdminClient, NewTopic
 
 from streaming.errors import ServiceError
 from streaming.jobs import audit_broker
-from streaming.jobs.audit import AuditReport, Compared, Kind, audit
+from streaming.jobs.audit import AuditReport, Compared, ProblemKind, audit
 from streaming.jobs.audit_broker import compare_with_broker
 from streaming.pipeline.offsets import PartitionOffsets, TopicOffsets
 from streaming.settings import Settings
@@ -56,7 +56,7 @@ def audit_with_broker(settings: Settings) -> AuditReport:
     return report
 
 
-def ranges(report: AuditReport, kind: Kind) -> list[tuple[int, int]]:
+def ranges(report: AuditReport, kind: ProblemKind) -> list[tuple[int, int]]:
     return [(one.where["from"], one.where["to"]) for one in report.problems if one.kind is kind]
 
 
@@ -76,7 +76,7 @@ def test_message_without_a_row_is_reported_even_in_a_recorded_hole(settings: Set
     assert audit(settings).clean
     DeltaTable(settings.place.table("predictions")).delete("offset IN (2, 3)")
     report = audit_with_broker(settings)
-    assert ranges(report, Kind.GAP)[-2:] == [(2, 3), (11, 11)]
+    assert ranges(report, ProblemKind.GAP)[-2:] == [(2, 3), (11, 11)]
     assert "Kafka has offsets 11 to 11, which have no row" in report.problems[-1].text
 
 
@@ -86,8 +86,8 @@ def test_row_of_an_aborted_message_is_reported(settings: Settings) -> None:
     commit_batch(settings, 3, {0: (5, 10)}, holes={7})
     assert audit(settings).clean
     report = audit_with_broker(settings)
-    assert report.counts == {Kind.NOT_IN_KAFKA: 1}
-    assert ranges(report, Kind.NOT_IN_KAFKA) == [(5, 6)]
+    assert report.counts == {ProblemKind.NOT_IN_KAFKA: 1}
+    assert ranges(report, ProblemKind.NOT_IN_KAFKA) == [(5, 6)]
     assert imagestream(settings, "audit", "--broker", code=1)["counts"] == {"not_in_kafka": 1}
 
 

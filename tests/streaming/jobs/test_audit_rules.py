@@ -9,7 +9,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from streaming.jobs import audit as module
-from streaming.jobs.audit import AuditReport, Kind, Span, audit
+from streaming.jobs.audit import AuditReport, ProblemKind, Span, audit
 from streaming.settings import Settings
 from streaming.storage.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
 from tests.streaming.history import QUERY_ID, SHA256, commit_batch, prediction, quarantined
@@ -50,11 +50,11 @@ def alter(settings: Settings, change: Callable[[dict[str, Any]], object], batch_
     write_deltalake(settings.place.table("batches"), table, mode="overwrite")
 
 
-def ranges(report: AuditReport, kind: Kind) -> Ranges:
+def ranges(report: AuditReport, kind: ProblemKind) -> Ranges:
     return [(one.where["from"], one.where["to"]) for one in report.problems if one.kind is kind]
 
 
-def batches(report: AuditReport, kind: Kind) -> list[int]:
+def batches(report: AuditReport, kind: ProblemKind) -> list[int]:
     return [one.where["batch_id"] for one in report.problems if one.kind is kind]
 
 
@@ -66,12 +66,12 @@ def test_all_problems_are_counted_and_the_first_thousand_of_each_kind_listed() -
     assert report.clean
     assert (report.batches, report.predicted, report.quarantined) == (0, 0, 0)
     for number in range(1001):
-        report.add(Kind.GAP, f"gap {number}", number=number)
-    report.add(Kind.REPEAT, "repeat", number=0)
+        report.add(ProblemKind.GAP, f"gap {number}", number=number)
+    report.add(ProblemKind.REPEAT, "repeat", number=0)
     assert not report.clean
-    assert report.counts == {Kind.GAP: 1001, Kind.REPEAT: 1}
+    assert report.counts == {ProblemKind.GAP: 1001, ProblemKind.REPEAT: 1}
     assert [problem.where["number"] for problem in report.problems] == [*range(1000), 0]
-    assert report.problems[-1].kind is Kind.REPEAT
+    assert report.problems[-1].kind is ProblemKind.REPEAT
     assert "searched" not in repr(report)
 
 
@@ -137,22 +137,22 @@ def test_tables_without_the_left_out_column_are_audited(settings: Settings) -> N
 def test_inconsistent_count_is_found(settings: Settings, change: Callable[[dict[str, Any]], object]) -> None:
     alter(settings, change)
     report = audit(settings)
-    assert batches(report, Kind.ACCOUNT) == [1]
-    assert Kind.MODEL not in report.counts
+    assert batches(report, ProblemKind.ACCOUNT) == [1]
+    assert ProblemKind.MODEL not in report.counts
 
 
 def test_batch_with_inconsistent_offsets_is_found(settings: Settings) -> None:
     alter(settings, lambda row: row["offsets"][0].update(end=131, rows=11), batch_id=2)
     report = audit(settings)
-    assert batches(report, Kind.ACCOUNT) == [2]
-    assert ranges(report, Kind.GAP) == [(130, 130)]
+    assert batches(report, ProblemKind.ACCOUNT) == [2]
+    assert ranges(report, ProblemKind.GAP) == [(130, 130)]
 
 
 def test_counts_that_agree_with_rows_but_not_with_each_other_are_found(settings: Settings) -> None:
     delete(settings, "offset = 115")
     alter(settings, lambda row: row.update(predicted_rows=8))
     report = audit(settings)
-    assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
+    assert report.counts == {ProblemKind.ACCOUNT: 1, ProblemKind.GAP: 1}
     assert "records 10 input, 8 predicted, 1 quarantined; its offsets have 10 messages, and there are 8 and 1" in (
         report.problems[0].text
     )
@@ -162,17 +162,17 @@ def test_counts_that_agree_with_rows_but_not_with_each_other_are_found(settings:
 def test_missing_row_is_found(settings: Settings, table: str, offset: int) -> None:
     delete(settings, f"offset = {offset}", table)
     report = audit(settings)
-    assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
-    assert batches(report, Kind.ACCOUNT) == [1]
-    assert ranges(report, Kind.GAP) == [(offset, offset)]
+    assert report.counts == {ProblemKind.ACCOUNT: 1, ProblemKind.GAP: 1}
+    assert batches(report, ProblemKind.ACCOUNT) == [1]
+    assert ranges(report, ProblemKind.GAP) == [(offset, offset)]
 
 
 def test_batch_without_rows_has_a_gap_but_no_model_problem(settings: Settings) -> None:
     delete(settings, "batch_id = 1")
     delete(settings, "batch_id = 1", "quarantine")
     report = audit(settings)
-    assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
-    assert ranges(report, Kind.GAP) == [(110, 119)]
+    assert report.counts == {ProblemKind.ACCOUNT: 1, ProblemKind.GAP: 1}
+    assert ranges(report, ProblemKind.GAP) == [(110, 119)]
 
 
 def test_repeated_batch_is_found(settings: Settings) -> None:
@@ -180,7 +180,7 @@ def test_repeated_batch_is_found(settings: Settings) -> None:
     write_deltalake(settings.place.table("batches"), rows, mode="append")
     report = audit(settings)
     assert any("is 2 times in batches" in problem.text for problem in report.problems)
-    assert set(batches(report, Kind.ACCOUNT)) == {1}
+    assert set(batches(report, ProblemKind.ACCOUNT)) == {1}
 
 
 # Holes
@@ -212,20 +212,20 @@ def test_batch_of_holes_only_needs_no_row(with_holes: Settings) -> None:
 def test_missing_row_next_to_holes_is_found(with_holes: Settings) -> None:
     delete(with_holes, "offset = 6")
     report = audit(with_holes)
-    assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
-    (gap,) = [problem for problem in report.problems if problem.kind is Kind.GAP]
+    assert report.counts == {ProblemKind.ACCOUNT: 1, ProblemKind.GAP: 1}
+    (gap,) = [problem for problem in report.problems if problem.kind is ProblemKind.GAP]
     assert "no row for 1 messages of offsets 3 to 6" in gap.text
 
 
 def test_row_in_a_hole_is_found(with_holes: Settings) -> None:
     predict(with_holes, 3, batch_id=1)
-    assert audit(with_holes).counts == {Kind.ACCOUNT: 1}
+    assert audit(with_holes).counts == {ProblemKind.ACCOUNT: 1}
 
 
 def test_repeated_row_does_not_hide_a_missing_one_next_to_holes(with_holes: Settings) -> None:
     delete(with_holes, "offset = 6")
     predict(with_holes, 7, batch_id=1)
-    assert audit(with_holes).counts == {Kind.REPEAT: 1, Kind.GAP: 1}
+    assert audit(with_holes).counts == {ProblemKind.REPEAT: 1, ProblemKind.GAP: 1}
 
 
 # Batches without a row in `batches`
@@ -236,7 +236,7 @@ def test_only_the_newest_batch_may_be_missing_from_batches(settings: Settings) -
     commit_batch(settings, 4, {0: (135, 140)}, bad={136}, upto="quarantine")
     report = audit(settings)
     assert [(one["batch_id"], one["predicted"], one["quarantined"]) for one in report.unfinished] == [(4, 4, 1)]
-    assert report.counts == {Kind.NO_BATCH: 1}
+    assert report.counts == {ProblemKind.NO_BATCH: 1}
     assert (report.problems[0].where["batch_id"], report.problems[0].where["rows"]) == (3, 5)
 
 
@@ -246,7 +246,7 @@ def test_later_batch_without_rows_makes_a_missing_batch_an_error(settings: Setti
     delete(settings, "batch_id = 4")
     report = audit(settings)
     assert report.unfinished == []
-    assert batches(report, Kind.NO_BATCH) == [3]
+    assert batches(report, ProblemKind.NO_BATCH) == [3]
 
 
 # Model of a batch
@@ -266,14 +266,14 @@ def test_row_of_another_model_is_found(settings: Settings, offset: int, columns:
     delete(settings, f"offset = {offset}")
     predict(settings, offset, batch_id=2, **columns)
     report = audit(settings)
-    assert report.counts == {Kind.MODEL: 1}
-    assert batches(report, Kind.MODEL) == [2]
+    assert report.counts == {ProblemKind.MODEL: 1}
+    assert batches(report, ProblemKind.MODEL) == [2]
 
 
 @pytest.mark.parametrize("column", [{"model_version": 7}, {"bundle_sha256": "00" * 32}], ids=str)
 def test_batch_of_another_model_than_its_rows_is_found(settings: Settings, column: dict[str, Any]) -> None:
     alter(settings, lambda row: row.update(column))
-    assert audit(settings).counts == {Kind.MODEL: 1}
+    assert audit(settings).counts == {ProblemKind.MODEL: 1}
 
 
 def test_model_of_quarantined_messages_is_checked(settings: Settings) -> None:
@@ -281,7 +281,7 @@ def test_model_of_quarantined_messages_is_checked(settings: Settings) -> None:
     commit_batch(settings, 4, {0: (132, 134)}, bad={132}, version=2)
     for number in (3, 4):
         alter(settings, lambda row: row.update(model_version=3), batch_id=number)
-    assert batches(audit(settings), Kind.MODEL) == [3, 4]
+    assert batches(audit(settings), ProblemKind.MODEL) == [3, 4]
 
 
 # Rows outside the offsets of their batch
@@ -295,23 +295,23 @@ def test_row_just_outside_the_offsets_of_its_batch_is_found(settings: Settings, 
     (text,) = [problem.text for problem in report.problems if "outside its offsets" in problem.text]
     low, high = min([outside, *{110, 111} - {lost}]), max([outside, *{118, 119} - {lost}])
     assert f"from {low} to {high}, outside" in text
-    assert ranges(report, Kind.GAP) == [(lost, lost)]
-    assert ranges(report, Kind.REPEAT) == [(outside, outside)]
+    assert ranges(report, ProblemKind.GAP) == [(lost, lost)]
+    assert ranges(report, ProblemKind.REPEAT) == [(outside, outside)]
 
 
 def test_row_far_outside_the_offsets_of_its_batch_adds_no_gap(settings: Settings) -> None:
     delete(settings, "offset = 125")
     predict(settings, 177, batch_id=2)
     report = audit(settings)
-    assert ranges(report, Kind.GAP) == [(125, 125)]
-    assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
+    assert ranges(report, ProblemKind.GAP) == [(125, 125)]
+    assert report.counts == {ProblemKind.ACCOUNT: 1, ProblemKind.GAP: 1}
 
 
 def test_row_of_a_partition_not_in_its_batch_is_found(settings: Settings) -> None:
     predict(settings, 3, batch_id=1, partition=5)
     report = audit(settings)
     assert any("partition 5 from 3 to 3, outside its offsets" in problem.text for problem in report.problems)
-    assert Kind.GAP not in report.counts
+    assert ProblemKind.GAP not in report.counts
 
 
 # Gaps and overlaps
@@ -329,7 +329,7 @@ def test_gaps_are_found_from_the_first_to_the_last_offset_of_a_batch(
     settings: Settings, lost: set[int], gaps: Ranges
 ) -> None:
     delete(settings, f"offset IN ({', '.join(map(str, lost))})")
-    assert ranges(audit(settings), Kind.GAP) == gaps
+    assert ranges(audit(settings), ProblemKind.GAP) == gaps
 
 
 def test_nested_range_overlaps_and_the_next_one_adjoins(tmp_path: Path) -> None:
@@ -337,10 +337,10 @@ def test_nested_range_overlaps_and_the_next_one_adjoins(tmp_path: Path) -> None:
     for number, ends in enumerate([(0, 20), (5, 10), (20, 30), (29, 40)]):
         commit_batch(settings, number, {0: ends})
     report = audit(settings)
-    assert ranges(report, Kind.OVERLAP) == [(5, 9), (29, 29)]
-    assert ranges(report, Kind.REPEAT) == [(5, 9), (29, 29)]
-    assert batches(report, Kind.OVERLAP) == [1, 3]
-    assert Kind.GAP not in report.counts
+    assert ranges(report, ProblemKind.OVERLAP) == [(5, 9), (29, 29)]
+    assert ranges(report, ProblemKind.REPEAT) == [(5, 9), (29, 29)]
+    assert batches(report, ProblemKind.OVERLAP) == [1, 3]
+    assert ProblemKind.GAP not in report.counts
 
 
 def test_accepted_loss_does_not_hide_later_gaps(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_accepted_loss_does_not_hide_later_gaps(tmp_path: Path) -> None:
     commit_batch(settings, 1, {0: (11, 20), 1: (12, 20)}, left_out={0: (10, 11)})
     report = audit(settings)
     assert report.left_out == [{"topic": settings.topic, "partition": 0, "from": 10, "to": 10}]
-    assert ranges(report, Kind.GAP) == [(10, 11)]
+    assert ranges(report, ProblemKind.GAP) == [(10, 11)]
     assert [problem.where["partition"] for problem in report.problems] == [1]
 
 
@@ -363,14 +363,14 @@ def test_repeats_are_found_once_for_any_window_size(
     monkeypatch.setattr(module, "WINDOW_ROWS", window)
     for offset, batch_id in ((100, 0), (107, 0), (110, 1), (129, 2)):
         predict(settings, offset, batch_id=batch_id)
-    assert ranges(audit(settings), Kind.REPEAT) == [(100, 100), (107, 107), (110, 110), (129, 129)]
+    assert ranges(audit(settings), ProblemKind.REPEAT) == [(100, 100), (107, 107), (110, 110), (129, 129)]
 
 
 def test_adjacent_repeats_of_equal_count_are_one_range(settings: Settings) -> None:
     predict(settings, 104, 105, 105, 106, 106, 108)
     report = audit(settings)
-    assert ranges(report, Kind.REPEAT) == [(104, 104), (105, 106), (108, 108)]
-    assert [problem.where["rows"] for problem in report.problems if problem.kind is Kind.REPEAT] == [2, 3, 2]
+    assert ranges(report, ProblemKind.REPEAT) == [(104, 104), (105, 106), (108, 108)]
+    assert [problem.where["rows"] for problem in report.problems if problem.kind is ProblemKind.REPEAT] == [2, 3, 2]
 
 
 @pytest.mark.parametrize("repeated", [110, 119])
@@ -378,12 +378,12 @@ def test_repeated_row_at_either_end_of_a_batch_does_not_hide_a_gap(settings: Set
     delete(settings, "offset = 115")
     predict(settings, repeated, batch_id=1)
     report = audit(settings)
-    assert report.counts == {Kind.REPEAT: 1, Kind.GAP: 1}
-    assert ranges(report, Kind.GAP) == [(115, 115)]
+    assert report.counts == {ProblemKind.REPEAT: 1, ProblemKind.GAP: 1}
+    assert ranges(report, ProblemKind.GAP) == [(115, 115)]
 
 
 def test_message_quarantined_twice_is_a_repeat(settings: Settings) -> None:
     lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": 0}
     row = pa.Table.from_pylist([quarantined(settings, 0, 103) | lineage], schema=QUARANTINE)
     write_deltalake(settings.place.table("quarantine"), row, mode="append")
-    assert ranges(audit(settings), Kind.REPEAT) == [(103, 103)]
+    assert ranges(audit(settings), ProblemKind.REPEAT) == [(103, 103)]

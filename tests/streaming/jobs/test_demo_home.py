@@ -82,7 +82,7 @@ def test_killed_demo_can_be_removed(settings: Settings) -> None:
 def test_user_data_in_the_demo_home_is_never_removed(settings: Settings, name: str) -> None:
     home = fake_demo(settings)
     file = write(home / name, "user data")
-    with pytest.raises(ServiceError, match=rf"holds data that the demo did not make \({name}\)"):
+    with pytest.raises(ServiceError, match=rf"holds data that the demo did not create \({name}\)"):
         new_demo_home(settings, agree)
     assert file.read_text(encoding="utf-8") == "user data"
 
@@ -92,7 +92,7 @@ def test_folder_without_a_valid_record_is_not_a_demo(settings: Settings, record:
     file = write(settings.work_dir / "demo" / "models" / "versions" / "00000001.json")
     if record is not None:
         write(settings.work_dir / "demo" / "demo.json", record)
-    with pytest.raises(ServiceError, match="data that the demo did not make"):
+    with pytest.raises(ServiceError, match="data that the demo did not create"):
         new_demo_home(settings, agree)
     assert file.is_file()
 

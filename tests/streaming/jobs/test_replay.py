@@ -21,7 +21,7 @@ from streaming.errors import ServiceError
 from streaming.jobs import resend
 from streaming.jobs.audit import audit
 from streaming.jobs.maintain import maintain
-from streaming.jobs.replay import ReplayOptions, count_wanted, mark_replayed, replay
+from streaming.jobs.replay import ReplayOptions, count_selected, mark_replayed, replay
 from streaming.query import query
 from streaming.settings import Settings
 from streaming.storage.home import lock
@@ -148,11 +148,11 @@ def test_marked_messages_are_resent_only_on_request(settings: Settings, servers:
 
 
 def test_reason_and_limit_select_the_messages(settings: Settings, servers: str) -> None:
-    assert count_wanted(settings, ReplayOptions()) == {"truncated": 6, "not_an_image": 3}
+    assert count_selected(settings, ReplayOptions()) == {"truncated": 6, "not_an_image": 3}
     report = replay(settings, servers, ReplayOptions(reason="truncated", limit=3))
     assert (report.sent, report.by_reason) == (3, {"truncated": 3})
     assert [offset % 2 for offset in marked(settings)] == [1, 1, 1]
-    assert count_wanted(settings, ReplayOptions()) == {"not_an_image": 3, "truncated": 3}
+    assert count_selected(settings, ReplayOptions()) == {"not_an_image": 3, "truncated": 3}
     assert replay(settings, servers, ReplayOptions(reason="truncated")).sent == 3
 
 

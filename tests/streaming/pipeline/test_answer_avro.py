@@ -11,7 +11,7 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from streaming.pipeline.answer_avro import avro_rows, avro_schema, avro_text, avro_value
 from streaming.pipeline.answer_message import answer_message
-from streaming.pipeline.answer_value import MAX_KEY_BYTES, TABLES, answer_fields, answer_value, json_value
+from streaming.pipeline.answer_value import ANSWERED_TABLES, MAX_KEY_BYTES, answer_fields, answer_value, json_value
 from streaming.pipeline.avro import RecordError
 from streaming.platform.schema_registry import register_schema
 from tests.conftest import CHECKOUT
@@ -42,7 +42,7 @@ def test_published_schema_matches_records_and_format_3_decisions() -> None:
 
 
 @pytest.mark.parametrize("schema_id", [None, MAX_ID])
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", ANSWERED_TABLES)
 def test_record_has_the_row_values(table: str, schema_id: int | None) -> None:
     message = answer_message(table, ROWS[table], "avro", schema_id)
     header = b"\0\x7f\xff\xff\xff" if schema_id else b"\xc3\x01" + bytes.fromhex(FINGERPRINT)
@@ -52,7 +52,7 @@ def test_record_has_the_row_values(table: str, schema_id: int | None) -> None:
     assert not source.read()
     assert isinstance(record, dict)
     value = answer_value(table, ROWS[table])
-    others = {field.name for one in TABLES for field in answer_fields(one)} - value.keys()
+    others = {field.name for one in ANSWERED_TABLES for field in answer_fields(one)} - value.keys()
     assert record == value | dict.fromkeys(others)
     if table == "predictions":
         assert (record["scored_at"], record["date"]) == (TIME, date(2026, 1, 2))
@@ -68,7 +68,7 @@ def test_records_decode_to_the_json_of_their_rows() -> None:
     with schema_server() as registry:
         id_ = register_schema(registry.url, "answers-value", avro_text())
         read = avro_rows(registry.url)
-        for table in TABLES:
+        for table in ANSWERED_TABLES:
             expected = answer_message(table, ROWS[table]).value
             for schema_id in (id_, None):
                 assert json_value(read(answer_message(table, ROWS[table], "avro", schema_id).value)) == expected
@@ -101,7 +101,7 @@ SIMILAR = json.dumps(
         (b"\xc3\x01", f"expected a record of schema {FINGERPRINT}, got schema  of another release"),
         (avro_value(answer_value("predictions", ROWS["predictions"]), None)[:-1], "expected a record of its schema"),
         (avro_value(answer_value("predictions", ROWS["predictions"]), None) + b"x", "got 1 bytes after it"),
-        (b"\0\0\0\0\2", "expected a schema that the registry http.* has, got its id 2"),
+        (b"\0\0\0\0\2", "expected a schema id that the registry http.* knows, got 2"),
         (record(), "expected the field 'table' to be predictions or quarantine, got 'None'"),
         (record(table="labels"), "expected the field 'table' to be .*, got 'labels'"),
         (record(table="predictions", scored_at=2**62), "expected a time in 'scored_at', got '4611686018427387904'"),

@@ -271,7 +271,9 @@ def test_answers_are_sent_once_after_lost_offsets_and_a_recreated_topic(
 
     fourth = decide(settings, 4, third.answers)
     recreate_topic(settings)
-    with pytest.raises(ServiceError, match="answers of batch 4 are due on topic .* made again, start the stream with"):
+    with pytest.raises(
+        ServiceError, match="answers of batch 4 are due on topic .* was recreated, start the stream with"
+    ):
         finish_decided(settings, settings.topic, tables)
     with closing(AnswersTopic(settings, accept_new_topic=True)) as answers:
         assert finish_decided(settings, settings.topic, tables, answers)

@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images
 from streaming.pipeline.avro import MAX_READS, RecordError, Schema
-from streaming.pipeline.payload import FrameError, Payload, chosen_payload, unwrapping
+from streaming.pipeline.payload import FrameError, Payload, chosen_payload, unwrapper
 from streaming.settings import Settings
 from tests.faults.harness import drain, rows
 from tests.streaming.schema_server import UNKNOWN, Answer, schema_answer, schema_server
@@ -54,7 +54,7 @@ RECORD = encoded(SHOT)
 
 
 def unwrap(payload: Payload, data: bytes) -> bytes:
-    unwrapped = unwrapping(payload)
+    unwrapped = unwrapper(payload)
     assert unwrapped is not None
     return unwrapped(data)
 
@@ -75,7 +75,7 @@ def test_schemas_are_cached_and_unknown_ones_requested_again() -> None:
             assert unwrap(payload, HEADER + RECORD) == IMAGE
             with pytest.raises(FrameError, match="schema 43: expected an Avro schema of a record, got 'int'"):
                 unwrap(payload, b"\0\0\0\0\x2b" + RECORD)
-            with pytest.raises(FrameError, match="expected a schema that the registry .* has, got its id 44"):
+            with pytest.raises(FrameError, match="expected a schema id that the registry .* knows, got 44"):
                 unwrap(payload, b"\0\0\0\0\x2c" + RECORD)
         for data in (b"", b"\0\0\0\0", IMAGE):
             with pytest.raises(FrameError, match="expected a zero byte and a schema id before the Avro record"):
@@ -198,4 +198,4 @@ def test_stream_waits_for_the_registry_and_quarantines_wrong_frames(service: Set
     assert [(row["offset"], row["reason"], row["value"]) for row in bad] == [
         (offset, "wrong_frame", values[offset]) for offset in (1, 2, 3)
     ]
-    assert "got its id 7" in bad[1]["detail"]
+    assert "knows, got 7" in bad[1]["detail"]

@@ -29,7 +29,7 @@ from streaming.pipeline.commit import (
 from streaming.pipeline.decisions import CountedRange, Decision, Decisions, ModelVersion, OffsetRange, TopicPartition
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.model_manager import LoadedModel, ModelManager
-from streaming.pipeline.positions import Plan, Positions
+from streaming.pipeline.positions import OffsetPlan, Positions
 from streaming.pipeline.reconcile import OffsetRun, TopicSnapshot
 from streaming.pipeline.score import OUTPUT, PartitionReport
 from streaming.pipeline.status import refusal
@@ -180,7 +180,7 @@ class Run:
         positions = finish_decided(settings, settings.topic, tables)
         assert positions is not None
         topic = Topic("images", "topic-id", {0: 0}, {0: 100})
-        self.committer.plan = Plan(
+        self.committer.plan = OffsetPlan(
             positions.stream or "", positions.number, "images", positions.of_topic("images"), topic
         )
 
@@ -307,7 +307,7 @@ def test_decision_of_a_batch_with_holes_has_the_log_start(settings: Settings) ->
 def test_topic_recreated_during_a_batch_leaves_no_decision_or_file(settings: Settings) -> None:
     run = Run(settings)
     run.topic_id = "another"
-    with pytest.raises(ServiceError, match="'images' was made again while batch 1 was read"):
+    with pytest.raises(ServiceError, match="'images' was recreated while batch 1 was read"):
         run.batch(0)
     assert decision_in(settings, 1) is None
     assert not [*Path(settings.place.tables).rglob("part-*.parquet")]

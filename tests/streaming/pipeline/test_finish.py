@@ -163,7 +163,7 @@ def test_resumed_driver_changes_nothing_after_others_continued(settings: Setting
     """It was suspended after deciding batch 1; others finished the batch and compacted the tables."""
     suspended = tables_of(settings)
     decision = decide(settings, 1)
-    assert suspended["batches"].seen(QUERY_ID) is None  # it has loaded the table
+    assert suspended["batches"].transaction(QUERY_ID) is None  # it has loaded the table
     for number in (2, 3, 4):
         decide(settings, number)
     finish(settings)
@@ -186,7 +186,7 @@ def test_driver_that_decides_a_pruned_number_again_is_fenced(settings: Settings)
     """No later batch had a quarantined message, so that table `quarantine` has no later transaction."""
     suspended = tables_of(settings)
     for table in (*DECIDED_TABLES, "batches"):
-        suspended[table].seen(QUERY_ID)
+        suspended[table].transaction(QUERY_ID)
     late = decision_of(settings, 2, {0: (10, 20)}, bad={14})
     for number in range(1, 5):
         decision = decision_of(settings, number, {0: (10 * number - 10, 10 * number)})

@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 from streaming.errors import ServiceError
 from streaming.jobs.audit import audit
 from streaming.pipeline.finish import Tables, finish_decided
-from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
+from streaming.pipeline.migrate import begin_stream, old_stream_lock, set_checkpoint_aside
 from streaming.pipeline.positions import Accept, Positions, plan_start, read_identity
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
@@ -59,7 +59,7 @@ def old_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 def start(settings: Settings, topic: Topic = SAME, accept: Accept | None = None) -> Positions:
     """What the stream does before it starts Spark."""
     accept, tables = accept or Accept(), Tables(settings.place.tables)
-    with old_stream_stopped(settings):
+    with old_stream_lock(settings):
         positions = finish_decided(settings, settings.topic, tables)
         if positions is None:
             positions = begin_stream(settings, tables, [topic], accept)
@@ -177,11 +177,11 @@ def test_rows_of_an_incomplete_batch_stay_until_kafka_has_its_messages(old_home:
 
 def test_topic_recreated_before_the_migration_is_detected(old_home: Settings) -> None:
     recreated = Topic("images", "another", {0: 0, 1: 0, 2: 0}, {0: 90, 1: 90, 2: 90})
-    with pytest.raises(ServiceError, match=r"made again \(id another, before topic-id\)"):
+    with pytest.raises(ServiceError, match=r"was recreated \(id another, before topic-id\)"):
         start(old_home, recreated)
     positions = start(old_home, recreated, Accept(new_topic=True))
     assert plan_start(positions, recreated, Accept(new_topic=True)).topics == {"images~2": recreated.id}
-    with pytest.raises(ServiceError, match="made again"):
+    with pytest.raises(ServiceError, match="was recreated"):
         start(old_home, recreated)
 
 

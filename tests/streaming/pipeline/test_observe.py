@@ -22,7 +22,7 @@ import pytest
 
 from streaming.errors import ServiceError
 from streaming.pipeline import offsets
-from streaming.pipeline.answers_topic import Sent
+from streaming.pipeline.answers_topic import AnswersState
 from streaming.pipeline.observe import LogFormat, Observer, Phase, StreamState, open_log, read_state, write_state
 from streaming.pipeline.offsets import PartitionLag
 from streaming.settings import Settings
@@ -143,8 +143,8 @@ def test_drift_window_metrics_are_independent_of_the_batch_size(observer: Observ
 
 def test_answers_topic_is_in_metrics_state_and_status(observer: Observer, settings: Settings) -> None:
     observer.on_start()
-    last = Sent("answers", 7, time.time(), messages=40)
-    for sent in (Sent("answers", 6), Sent("answers", 6, backlog=40), last, replace(last, backlog=3)):
+    last = AnswersState("answers", 7, time.time(), messages=40)
+    for sent in (AnswersState("answers", 6), AnswersState("answers", 6, backlog=40), last, replace(last, backlog=3)):
         observer.on_answers(sent)
     found = metrics(observer)
     assert found["imagestream_answers_total"] == 40
@@ -162,13 +162,13 @@ def test_answers_topic_is_in_metrics_state_and_status(observer: Observer, settin
 @pytest.mark.parametrize(
     ("sent", "shown"),
     [
-        (Sent("answers", 0), "none yet, backlog 0"),  # a new stream
-        (Sent("answers", 7), "batch 7, backlog 0"),  # a restarted stream
-        (Sent("answers", 7, backlog=1_040), "batch 7, backlog 1,040"),
+        (AnswersState("answers", 0), "none yet, backlog 0"),  # a new stream
+        (AnswersState("answers", 7), "batch 7, backlog 0"),  # a restarted stream
+        (AnswersState("answers", 7, backlog=1_040), "batch 7, backlog 1,040"),
     ],
 )
 def test_answers_of_an_earlier_start_are_shown_without_a_time(
-    sent: Sent, shown: str, observer: Observer, settings: Settings
+    sent: AnswersState, shown: str, observer: Observer, settings: Settings
 ) -> None:
     observer.on_answers(sent)
     observer.on_start()  # writes the state
@@ -331,7 +331,7 @@ def test_ended_process_or_reused_pid_is_not_alive(settings: Settings) -> None:
     assert not replace(state, started=started - 100).alive
     child.kill()
     assert child.wait() != 0
-    assert state.health() == (False, f"process {child.pid} of the stream is gone")
+    assert state.health() == (False, f"process {child.pid} of the stream no longer exists")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"phase": "odd"}', "\xff"])

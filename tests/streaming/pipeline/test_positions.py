@@ -18,7 +18,7 @@ from streaming.pipeline.finish import Tables, apply
 from streaming.pipeline.positions import (
     Accept,
     FirstOffset,
-    Plan,
+    OffsetPlan,
     Positions,
     StreamIdentity,
     TopicAppearedError,
@@ -51,7 +51,7 @@ def at(ends: Mapping[int, int], name: str = "images", topics: Mapping[str, str] 
     return Positions("id", 5, {(name, partition): end for partition, end in ends.items()}, topics or {})
 
 
-def starting(plan: Plan) -> Any:
+def starting(plan: OffsetPlan) -> Any:
     return json.loads(plan.starting_offsets())
 
 
@@ -210,7 +210,7 @@ def test_missing_messages_of_a_new_partition_are_a_loss() -> None:
 
 @pytest.mark.parametrize("ends", [{0: 9}, {}], ids=["shorter", "gone"])
 def test_topic_shorter_than_committed_was_recreated(ends: dict[int, int]) -> None:
-    problem = "ends at offset 9" if ends else "is gone"
+    problem = "ends at offset 9" if ends else "no longer exists"
     found = topic(dict.fromkeys(ends, 0), ends)
     with pytest.raises(ServiceError, match=f"partition 0 {problem}, but messages up to 9 are committed.*'images~2'"):
         plan_start(at({0: 10}), found, Accept(loss=True))
@@ -224,7 +224,7 @@ def test_first_partition_shorter_than_committed_is_named() -> None:
 def test_topic_with_another_id_was_recreated() -> None:
     found = topic({0: 3}, {0: 100}, "two")
     positions = at({0: 10}, "images~2", {"images~2": "one"})
-    with pytest.raises(ServiceError, match=r"made again \(id two, before one\), .*--accept-new-topic.*'images~3'"):
+    with pytest.raises(ServiceError, match=r"recreated \(id two, before one\), .*--accept-new-topic.*'images~3'"):
         plan_start(positions, found, Accept(loss=True))
     plan = plan_start(positions, found, Accept(new_topic=True))
     assert (plan.topics, plan.number) == ({"images~3": "two"}, 5)
@@ -252,15 +252,15 @@ def test_topics_are_planned_together_and_new_ones_from_the_start() -> None:
 # A micro-batch
 
 
-def plan_of(ends: Mapping[int, int]) -> Plan:
-    return Plan("id", 5, "images", ends, topic(dict.fromkeys(ends, 0), ends))
+def plan_of(ends: Mapping[int, int]) -> OffsetPlan:
+    return OffsetPlan("id", 5, "images", ends, topic(dict.fromkeys(ends, 0), ends))
 
 
 def test_every_range_must_start_where_its_partition_ended() -> None:
     valid = [OffsetRange("images", 0, 10, 12), OffsetRange("images", 1, 0, 3), OffsetRange("images", 2, 7, 8)]
     assert plan_of({0: 10, 1: 0, 2: 7}).check(valid) == []
     for number, wrong in ((1, OffsetRange("images", 1, 1, 3)), (2, OffsetRange("images", 2, 6, 8))):
-        with pytest.raises(ServiceError, match=f"partition {number}: the next batch must begin at .* nothing of it"):
+        with pytest.raises(ServiceError, match=f"partition {number}: the next batch must begin at .* none of it"):
             plan_of({0: 10, 1: 0, 2: 7}).check([*valid[:number], wrong, *valid[number + 1 :]])
 
 
@@ -347,7 +347,7 @@ def test_recreated_topic_is_another_topic(broker: Settings, admin: KafkaAdminCli
         pass
     recreated = describe_topic(str(broker.bootstrap_servers), name)
     positions = at({0: 0}, name, {name: before.id})
-    with pytest.raises(ServiceError, match=f"was made again .*--accept-new-topic; .* '{name}~2'"):
+    with pytest.raises(ServiceError, match=f"was recreated .*--accept-new-topic; .* '{name}~2'"):
         plan_start(positions, recreated, Accept(loss=True))
     assert plan_start(positions, recreated, Accept(new_topic=True)).topics == {f"{name}~2": recreated.id}
 

@@ -145,7 +145,7 @@ def test_inconsistent_batch_is_refused(
         reconcile(7, RANGES, runs, predicted, quarantined)
     assert str(refused.value).startswith("batch 7 does not add up: ")
     assert problem in str(refused.value)
-    assert str(refused.value).endswith("; nothing of it is committed")
+    assert str(refused.value).endswith("; none of it is committed")
 
 
 # Confirmation by Kafka
@@ -161,7 +161,7 @@ def test_log_start_of_a_range_with_holes_is_recorded() -> None:
 
 
 def test_batch_of_a_recreated_topic_is_refused() -> None:
-    with pytest.raises(ServiceError, match=r"'images' was made again while batch 7 was read \(id id-2, before id-1\)"):
+    with pytest.raises(ServiceError, match=r"'images' was recreated while batch 7 was read \(id id-2, before id-1\)"):
         confirmed(7, COUNTED, TopicSnapshot({"images": "id-2"}, {("images", 0): 0}), TOPICS)
 
 

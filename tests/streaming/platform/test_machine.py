@@ -129,7 +129,7 @@ def test_scratch_files_are_in_the_home_if_tmp_is_unusable(tmp_path: Path, monkey
     assert os.environ["TMPDIR"] == str(tmp_path / "home" / "tmp")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
     (tmp_path / "file").touch()
-    with pytest.raises(ServiceError, match="cannot be made .*: set TMPDIR to a folder that can be written"):
+    with pytest.raises(ServiceError, match="cannot be created .*: set TMPDIR to a folder that can be written"):
         use_scratch(tmp_path / "file")
 
 

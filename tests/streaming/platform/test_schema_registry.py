@@ -27,12 +27,12 @@ def test_schema_is_fetched_by_its_id_below_the_path_of_the_registry() -> None:
 @pytest.mark.parametrize(
     ("answer", "error", "message"),
     [
-        (UNKNOWN, UnknownSchemaError, "expected a schema that the registry http.* has, got its id 7"),
+        (UNKNOWN, UnknownSchemaError, "expected a schema id that the registry http.* knows, got 7"),
         (schema_answer("x", schemaType="PROTOBUF"), UnknownSchemaError, "expected an Avro .* 7 of type 'PROTOBUF'"),
         (schema_answer("x", references=[{"name": "a"}]), UnknownSchemaError, "7, which refers to others"),
         (schema_answer("x" * 2 * MAX_SCHEMA_BYTES), UnknownSchemaError, "7 to have at most 262,144 bytes, got more"),
         ((404, b"<html>"), ServiceError, "answered 404 for schema 7, expected a schema registry"),
-        ((401, b"{}"), ServiceError, "answered 401 .* asks for no credentials: set IMAGESTREAM_SCHEMA_REGISTRY"),
+        ((401, b"{}"), ServiceError, "answered 401 .* requires no credentials: set IMAGESTREAM_SCHEMA_REGISTRY"),
         ((200, b"[" * 100_000), ServiceError, "answered 200 for schema 7, expected a schema registry"),
         ((200, b'{"schema": 1}'), ServiceError, "answered 200 for schema 7, expected a schema registry"),
         ((503, b""), RegistryAwayError, "the schema registry http.* answered 503 for schema 7"),
@@ -84,7 +84,7 @@ def test_schema_is_registered_once_and_then_looked_up() -> None:
             ServiceError,
             r"answered 401 for subject 'a-value' \(Unauthorized\)",
         ),
-        ((404, b"<html>"), ServiceError, "answered 404 for subject 'a-value', expected a schema registry that takes"),
+        ((404, b"<html>"), ServiceError, "answered 404 for subject 'a-value', expected a schema registry that accepts"),
         ((200, b'{"id": true}'), ServiceError, "answered 200 for subject 'a-value', expected a schema registry"),
         ((200, b'{"id": 4294967296}'), ServiceError, "answered 200 for subject 'a-value', expected a schema registry"),
         ((503, b""), RegistryAwayError, "answered 503 for subject 'a-value'"),

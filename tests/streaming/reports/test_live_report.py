@@ -74,7 +74,7 @@ def test_later_labels_count_and_the_latest_wins(settings: Settings) -> None:
     schema = pa.schema([("image_id", pa.string()), ("label", pa.string()), ("labelled_at", pa.timestamp("us", "UTC"))])
     write_deltalake(settings.place.table("labels"), pa.Table.from_pylist(labels, schema=schema))
     found = read_live_report(settings)
-    assert (found.evaluation.rows, found.evaluation.right) == (2, 1)
+    assert (found.evaluation.rows, found.evaluation.correct) == (2, 1)
     assert [(one.image_id, one.label, one.predicted) for one in found.mistakes] == [("0-0", "dog", "cat")]
 
 
@@ -107,7 +107,7 @@ def test_excess_labels_are_counted_together(settings: Settings, monkeypatch: pyt
     found = read_live_report(settings).evaluation
     assert found.classes[:4] == ("cat", "dog", "spam 0", "(other labels)")
     assert found.support.tolist() == [0, 5, 1, 39, 0]
-    assert (found.rows, found.right) == (45, 0)
+    assert (found.rows, found.correct) == (45, 0)
 
 
 def test_correctness_does_not_depend_on_counting_labels_together(settings: Settings) -> None:
@@ -118,7 +118,7 @@ def test_correctness_does_not_depend_on_counting_labels_together(settings: Setti
         [{"label": f"{answer}", "label_true": f"{true}"} for true, answer in zip(truth, predicted, strict=True)],
     )
     found = read_live_report(settings).evaluation
-    assert (found.rows, found.right) == (5000, int((truth == predicted).sum()))
+    assert (found.rows, found.correct) == (5000, int((truth == predicted).sum()))
     known = {name: index for index, name in enumerate(found.classes)}
     names = [f"{number}" for number in range(1000) if f"{number}" in known]
     assert len(names) == live_report.MAX_CLASSES

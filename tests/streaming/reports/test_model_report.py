@@ -19,7 +19,7 @@ from streaming.errors import ServiceError
 from streaming.images.labels import labelled_features
 from streaming.images.split import Split
 from streaming.registry import open_registry
-from streaming.reports.model_report import Version, model_report
+from streaming.reports.model_report import VersionBundle, model_report
 from streaming.reports.report_content import ModelReport, summary_of
 from streaming.reports.report_page import write_page
 from streaming.settings import Settings
@@ -48,8 +48,8 @@ class Service:
     def features(self) -> Table:
         return Table(self.settings.place.tables, "features")
 
-    def version(self, number: int) -> Version:
-        return Version(number, open_registry(self.settings.home).read(number))
+    def version(self, number: int) -> VersionBundle:
+        return VersionBundle(number, open_registry(self.settings.home).read(number))
 
 
 def store(table: Table, digits: Digits, ids: list[str], sources: list[str], backbone: str, version: int) -> None:
@@ -156,7 +156,7 @@ def test_training_images_of_the_other_version_are_excluded(spark: SparkSession, 
     bundle, of_class = service.version(2).bundle, zip(service.digits.images, service.digits.labels, strict=True)
     seen = seen_images([image for image, label in of_class if label == "0"])
     files = {**bundle.files, FITTED_ON: write_npz(seen.to_arrays())}
-    other = Version(3, replace(bundle, files=files))
+    other = VersionBundle(3, replace(bundle, files=files))
     compared = model_report(spark, service.settings.place, service.features, service.version(1), other).comparison
     assert compared is not None
     of_zero = np.array([label == "0" for label in service.digits.labels])
@@ -166,7 +166,7 @@ def test_training_images_of_the_other_version_are_excluded(spark: SparkSession, 
 def test_class_unknown_to_the_other_version_is_included(spark: SparkSession, service: Service) -> None:
     bundle = service.version(2).bundle
     renamed = tuple("zero" if name == "0" else name for name in bundle.manifest.classes)
-    other = Version(3, replace(bundle, manifest=bundle.manifest.model_copy(update={"classes": renamed})))
+    other = VersionBundle(3, replace(bundle, manifest=bundle.manifest.model_copy(update={"classes": renamed})))
     compared = model_report(spark, service.settings.place, service.features, service.version(1), other).comparison
     assert compared is not None
     assert compared.counts.rows == service.held_out.sum()
@@ -174,9 +174,11 @@ def test_class_unknown_to_the_other_version_is_included(spark: SparkSession, ser
     assert compared.theirs.recall[-1] == 0
 
 
-def on_other_backbone(version: Version, backbone: str) -> Version:
+def on_other_backbone(version: VersionBundle, backbone: str) -> VersionBundle:
     files = version.bundle.manifest.files | {FLATBUFFER_FILE: backbone}
-    return Version(3, replace(version.bundle, manifest=version.bundle.manifest.model_copy(update={"files": files})))
+    return VersionBundle(
+        3, replace(version.bundle, manifest=version.bundle.manifest.model_copy(update={"files": files}))
+    )
 
 
 def test_versions_with_different_backbones_are_compared_on_common_images(spark: SparkSession, service: Service) -> None:

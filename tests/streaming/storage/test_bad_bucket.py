@@ -124,7 +124,7 @@ def test_table_operations_report_an_unavailable_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Retries depend on the type of the error, also where deltalake raises another one."""
-    monkeypatch.setattr(store_module, "ANSWER_WITHIN_S", 0.0)
+    monkeypatch.setattr(store_module, "CREATE_TIMEOUT_S", 0.0)
     settings = Settings(home=bucket_home, work=tmp_path / "work", topic=new_topic())
     with environment(**object_store.environment(proxy.port)):
         commit_batch(settings, 1, {0: (0, 2)})
@@ -135,7 +135,7 @@ def test_table_operations_report_an_unavailable_store(
         rows = pa.Table.from_pylist([{"batch_id": 2}], schema=BATCHES)
         calls: list[Callable[[], object]] = [
             lambda: table.append(rows, "another", 1),
-            lambda: table.seen("another"),
+            lambda: table.transaction("another"),
             table.files,
             table.bytes,
             lambda: table.delete_beyond(settings.topic, {0: 1}),

@@ -170,7 +170,7 @@ def test_late_put_of_another_writer_wins_over_the_retry(no_pause: None, tmp_path
 def test_store_that_never_responds_is_unavailable(
     no_pause: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(store_module, "ANSWER_WITHIN_S", 0.0)
+    monkeypatch.setattr(store_module, "CREATE_TIMEOUT_S", 0.0)
     with pytest.raises(StoreAwayError, match=r"did not store one within 0 s \(timeout\)"):
         Unreliable(tmp_path, *[request_lost] * 1000).create("one", b"ours")
 
@@ -325,7 +325,7 @@ sys.exit("obstore" in sys.modules)
 
 
 def test_unresponsive_bucket_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "ANSWER_WITHIN_S", 0.0)
+    monkeypatch.setattr(store_module, "CREATE_TIMEOUT_S", 0.0)
     options = {"endpoint": "http://127.0.0.1:9", "access_key_id": "key", "secret_access_key": uuid.uuid4().hex}
     store = open_store("s3://bucket/home", {**options, "region": "none"})
     with pytest.raises(StoreAwayError, match=r"^s3://bucket/home d\w+ not .*"):

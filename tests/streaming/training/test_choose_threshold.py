@@ -121,7 +121,7 @@ def test_threshold_requires_two_classes_and_enough_images_of_both(
     few = frame_of(spark, np.eye(4, dtype=np.float32), ["absent", "absent", "absent", "present"])
     with pytest.raises(ServiceError, match="got 3 of 'absent', 1 of 'present', .* another --seed or a fixed threshold"):
         with_threshold(fitted, few, OPTIONS)
-    with pytest.raises(ModelError, match="or f1, or cost:FP:FN .* got 'half'"):
+    with pytest.raises(ModelError, match="f1, or cost:FP:FN .* got 'half'"):
         FitOptions(threshold="half")
 
 

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from models.bundle import BackboneEntry, Manifest, StageEntry, TrainingData
 from models.classifier import LogisticRegression
 from models.errors import ModelError
-from models.objective import ACCURACY, LEAST_PROBABILITY, Objective
+from models.objective import ACCURACY, MIN_PROBABILITY, Objective
 from models.paired import F1Gain, MeanGain, PairedCounts
 from models.projection import NoProjection
 from models.scorer import Head
@@ -24,7 +24,7 @@ from streaming.storage.registry_objects import Version, version_key
 from streaming.storage.store import open_store
 from streaming.training import gate
 from streaming.training.fit_options import GateOptions
-from streaming.training.gate import Paired, Verdict, confidence_of_look, decide, looks_at, pair, refuse_costly_int8
+from streaming.training.gate import Paired, Verdict, confidence_of_look, decide, looks_at, pair, reject_costly_int8
 
 
 def counts(only_candidate: int, only_champion: int, rows: int = 1000) -> Paired:
@@ -159,7 +159,7 @@ def test_empty_comparison_does_not_promote() -> None:
 
 @pytest.mark.parametrize(("cost", "promoted"), [(None, True), (-0.02, True), (0.01, True), (0.0101, False)])
 def test_int8_that_costs_more_than_one_point_is_rejected(cost: float | None, promoted: bool) -> None:
-    verdict = refuse_costly_int8(Verdict(True, "the first model"), cost)
+    verdict = reject_costly_int8(Verdict(True, "the first model"), cost)
     assert verdict.promote is promoted
     assert verdict.why.endswith("the first model")
 
@@ -231,7 +231,7 @@ def test_macro_f1_gain_uses_the_true_label_and_both_answers(
         by_hand.append(np.mean([hit / ((truth == one).sum() + (answers == one).sum()) for one, hit in enumerate(hits)]))
     assert found.gain.value == pytest.approx(by_hand[0] - by_hand[1])
     assert found.counts == PairedCounts(16, 2, 8, 4)
-    with pytest.raises(ModelError, match="--metric f1 is for two classes, there are 3"):
+    with pytest.raises(ModelError, match="--metric f1 requires two classes, got 3"):
         pair(half, rows, right, rows, Objective("f1"))
     monkeypatch.setattr(gate, "MAX_F1_IMAGES", 15)
     assert 5 < pair(half, rows, right, rows, Objective("macro_f1")).gain.rows < 25  # a sample, chosen by hash
@@ -262,7 +262,7 @@ def test_log_loss_gain_uses_the_true_label_and_is_bounded(two: DataFrame) -> Non
     def losses(slope: float) -> np.ndarray:
         chance = 1 / (1 + np.exp(-slope * np.array([-4.0, -1.0, 1.0])))
         of_true = np.append(np.where([False, True, False], chance, 1 - chance), 0.0)  # `other` is unknown to the model
-        return -np.log(np.maximum(of_true, LEAST_PROBABILITY))
+        return -np.log(np.maximum(of_true, MIN_PROBABILITY))
 
     found = pair(head(slope=10.0), two, head(), two, Objective("log_loss"))
     assert found.gain.value == pytest.approx(np.mean(losses(1.0) - losses(10.0)), abs=1e-6)

@@ -33,11 +33,11 @@ from streaming.training.backbones import BackboneOptions
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import fit
 from streaming.training.fit_options import FitOptions
-from streaming.training.tune import Tuned, TuneOptions, front_of, search
+from streaming.training.tune import Tuned, TuneOptions, pareto_front, search
 from streaming.training.tune_features import Variant, VariantMaker
 from streaming.training.tune_plot import plot_trade_offs
 from streaming.training.tune_space import command_of, describe, make_space, options_from_record
-from streaming.training.tune_study import Outcome
+from streaming.training.tune_study import TrialResult
 from tests.conftest import imagestream
 
 ROWS, WIDTH, CLASSES = 300, 8, ("8", "9")
@@ -211,8 +211,10 @@ def test_space_contains_only_projections_that_reduce_the_width() -> None:
 # --- trade-offs
 
 
-def outcome(number: int, accuracy: float, components: int, images_per_s: float = 1.0, variant: str = "a") -> Outcome:
-    return Outcome(number, variant, FitOptions(), accuracy, accuracy, 0.5, components, images_per_s, 1.0)
+def outcome(
+    number: int, accuracy: float, components: int, images_per_s: float = 1.0, variant: str = "a"
+) -> TrialResult:
+    return TrialResult(number, variant, FitOptions(), accuracy, accuracy, 0.5, components, images_per_s, 1.0)
 
 
 def test_pareto_front_contains_the_non_dominated_trials(tmp_path: Path) -> None:
@@ -223,11 +225,13 @@ def test_pareto_front_contains_the_non_dominated_trials(tmp_path: Path) -> None:
         outcome(3, 0.7, 10),
         outcome(4, 0.95, 200),
     ]
-    assert front_of(one_variant) == [4, 1, 3]
+    assert pareto_front(one_variant) == [4, 1, 3]
     two_variants = [outcome(0, 0.9, 10, 50.0), outcome(1, 0.8, 10, 200.0, "b"), outcome(2, 0.85, 5, 40.0)]
-    assert front_of(two_variants) == [0, 1]
+    assert pareto_front(two_variants) == [0, 1]
     ranked = sorted(one_variant, key=lambda one: -one.accuracy)
-    plot_trade_offs(Tuned(ranked, front_of(one_variant), {}, 0, [], (80, 20), tmp_path), tmp_path / "folder" / "a.png")
+    plot_trade_offs(
+        Tuned(ranked, pareto_front(one_variant), {}, 0, [], (80, 20), tmp_path), tmp_path / "folder" / "a.png"
+    )
     with Image.open(tmp_path / "folder" / "a.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 500
