@@ -135,7 +135,10 @@ def import_(
         typer.Option(help="Type of the model's output; default: determined from two photographs."),
     ] = None,
     alias: Annotated[
-        AliasName | None, typer.Option(help="Alias to assign to the new version; the first model becomes the champion.")
+        AliasName | None,
+        typer.Option(
+            help="Alias to assign to the new version; default: champion for the first model of a home, else none."
+        ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
