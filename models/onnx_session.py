@@ -18,7 +18,6 @@ PROVIDERS = {
     "coreml": "CoreMLExecutionProvider",
     "directml": "DmlExecutionProvider",
 }
-_BATCH_ON_DEVICE = 32
 _QUIET = 4  # fatal errors only
 
 

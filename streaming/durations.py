@@ -5,7 +5,6 @@ import re
 from streaming.errors import UsageError
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-YEAR_S = 366 * 86_400.0
 PATTERN = r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?"
 
 

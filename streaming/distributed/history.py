@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from streaming.distributed.options import Mode, TrainerOptions
+from streaming.distributed.options import TrainerOptions
 from streaming.distributed.shared_weights import Lost
 
 MAX_PROCESS_CHARS = 300
@@ -34,10 +34,6 @@ class Counts:
     @property
     def log_loss(self) -> float:
         return self.loss / self.rows if self.rows else float("nan")
-
-    @property
-    def clipped_log_loss(self) -> float:
-        return self.clipped_loss / self.rows if self.rows else float("nan")
 
     @property
     def accuracy(self) -> float:
@@ -166,11 +162,6 @@ class History:
     def mean_staleness(self) -> float:
         n = sum(self.staleness.values())
         return sum(late * times for late, times in self.staleness.items()) / n if n else 0.0
-
-    @property
-    def reproducible(self) -> bool:
-        """Whether the same settings give bitwise identical results on the same machine."""
-        return self.mode == Mode.SYNCHRONOUS
 
     def as_record(self) -> dict[str, Any]:
         """Return the history for JSON."""

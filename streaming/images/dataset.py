@@ -17,7 +17,7 @@ from streaming.images.image_table import ImageTable, open_image_table
 from streaming.images.labels_csv import EMPTY, LIKE_MISSING
 from streaming.images.sources import read_source
 
-__all__ = ["Dataset", "LabelledFile", "digit_images", "list_images", "read_dataset", "write_images"]
+__all__ = ["Dataset", "LabelledFile", "digit_images", "read_dataset", "write_images"]
 
 DIGITS_SEED = 42
 IMBALANCE = 10  # ratio of the largest to the smallest class above which a warning is given
@@ -131,11 +131,6 @@ def read_dataset(
     if labelled:
         _check_classes(found)
     return found
-
-
-def list_images(directory: Path) -> list[LabelledFile]:
-    """Return the images of a folder with one folder per class; errors as for `read_dataset`."""
-    return list(read_dataset(directory).files)
 
 
 def _is_table(source: Path) -> bool:

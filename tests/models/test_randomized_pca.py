@@ -30,7 +30,7 @@ def captured(pca: PCA, rows: Features) -> float:
 
 def test_few_components_capture_nearly_what_exact_ones_do(digits: Digits) -> None:
     rows = digits.features
-    sketch = RangeSketch.for_components(rows.shape[1], 10)
+    sketch = RangeSketch(rows.shape[1], 30)
     sketch.add(rows)
     got = fit_randomized_pca(sketch, k=10)
     assert (got.n_in, got.n_out) == (rows.shape[1], 10)

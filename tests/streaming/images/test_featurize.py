@@ -16,7 +16,7 @@ from pyspark.sql import functions as F  # noqa: N812
 from models.backbone import ExportedBackbone
 from models.engine import LiteRTEngine
 from models.scorer import decode_all
-from streaming.images.dataset import LabelledFile, digit_images, list_images, read_dataset, write_images
+from streaming.images.dataset import LabelledFile, digit_images, read_dataset, write_images
 from streaming.images.featurize import BYTES_PER_TASK, IMAGES_PER_TASK, featurize, task_count
 from streaming.images.images_frame import images_frame
 from streaming.images.labels import labelled_features
@@ -34,7 +34,7 @@ def test_good_files_become_rows_and_bad_ones_are_reported(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     folder = write_images(tmp_path / "images", digit_images(9))
-    good = list_images(folder)
+    good = read_dataset(folder).files
     content = Path(good[0].path).read_bytes()
     bad = {"empty.png": b"", "notes.txt": b"this is text", "cut.png": content[: len(content) // 2]}
     for name, data in bad.items():
@@ -68,7 +68,7 @@ def test_good_files_become_rows_and_bad_ones_are_reported(
 def test_a_second_run_featurizes_only_what_is_new_or_changed(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
-    files = list_images(write_images(tmp_path / "images", digit_images(9)))
+    files = read_dataset(write_images(tmp_path / "images", digit_images(9))).files
     table = Table(tmp_path, "features")
     assert featurize(spark, files[:4], exported, table).reused == 0
     again = featurize(spark, files, exported, table)
@@ -87,12 +87,12 @@ def test_duplicates_and_those_with_different_labels_are_counted(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     folder = write_images(tmp_path / "images", digit_images(4))
-    first, second, *_ = list_images(folder)
+    first, second, *_ = read_dataset(folder).files
     copies = {"same.png": (first, first.label), "other.png": (second, "another"), "third.png": (second, second.label)}
     for name, (file, label) in copies.items():
         (folder / str(label)).mkdir(exist_ok=True)
         shutil.copy(file.path, folder / str(label) / name)
-    result = featurize(spark, list_images(folder), exported, Table(tmp_path, "features"))
+    result = featurize(spark, read_dataset(folder).files, exported, Table(tmp_path, "features"))
     assert (result.rows, result.duplicates, result.conflicting) == (7, 3, 1)
     assert result.warnings() == [
         "3 images are duplicates of others, byte for byte",
@@ -103,7 +103,7 @@ def test_duplicates_and_those_with_different_labels_are_counted(
 def test_altered_copies_are_stored_beside_their_image_and_made_anew_by_each_run(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
-    files = list_images(write_images(tmp_path / "images", digit_images(3)))
+    files = read_dataset(write_images(tmp_path / "images", digit_images(3))).files
     table = Table(tmp_path, "features")
     featurize(spark, files, exported, table)
     result = featurize(spark, files, exported, table, augment=2)
