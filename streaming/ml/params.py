@@ -2,7 +2,7 @@
 
 # ruff: noqa: N802, N815  Spark ML's way of naming
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasInputCol
@@ -15,9 +15,17 @@ Value = TypeVar("Value")
 KEEP, SKIP = "keep", "skip"
 
 
-def given(**params: Any) -> dict[str, Any]:
-    """Return the Params that are not None: Spark ML cannot load a stage with a Param set to None."""
-    return {name: value for name, value in params.items() if value is not None}
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the Params among a constructor's `locals()`, without None, with which Spark ML cannot load a stage."""
+    return {name: value for name, value in arguments.items() if value is not None and name not in {"self", "__class__"}}
+
+
+class KeywordParams(Params):
+    """Base of stages whose Params can be set by keywords."""
+
+    def setParams(self, **params: Any) -> Self:
+        """Set Params by name, like the constructor."""
+        return self._set(**given(params))
 
 
 def param(name: str, doc: str, converter: Callable[[Any], Value]) -> Param[Value]:
@@ -42,7 +50,7 @@ def input_of(stage: HasInputCol) -> str:
     return stage.getInputCol()
 
 
-class FromImages(Params):
+class FromImages(KeywordParams):
     """Params of stages that may have no result for a row: how such rows are handled, and the column of reasons."""
 
     reasonCol = param(
