@@ -13,7 +13,7 @@ from rich.text import Text
 from streaming.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.progress import TextColumn
+    from rich.progress import Progress, ProgressColumn, TextColumn
     from rich.status import Status
     from rich.table import Table
 
@@ -85,6 +85,13 @@ def text_column(template: str) -> "TextColumn":
     from rich.progress import TextColumn
 
     return TextColumn(template, markup=False)
+
+
+def progress_bar(*columns: "ProgressColumn") -> "Progress":
+    """Return a progress bar on standard error, which is shown on a terminal only and removed at its end."""
+    from rich.progress import Progress
+
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
 
 
 def new_table(*names: str, title: str | None = None, lined: bool = False, head: bool = True) -> "Table":

@@ -14,7 +14,7 @@ from streaming.cli.console import err, new_table, out, styled
 from streaming.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from streaming.jobs.demo import DemoResult, Step
+    from streaming.jobs.demo import DemoResult
 
 SHOWN = 5
 NEXT = (
@@ -42,7 +42,12 @@ def demo(
     from streaming.reports.plots import plot_predictions
 
     settings = settings_of(context)
-    result = run_demo(settings, partial(_confirm, yes), _begin, _end)
+    result = run_demo(
+        settings,
+        partial(_confirm, yes),
+        on_step=lambda name: err.print(f"· {name} …", end="\r" if err.is_terminal else "\n"),
+        on_done=lambda step: err.print(f"✓ {step.name}: {step.seconds:.1f} s   "),
+    )
     picture = result.settings.work_dir / "report.png"
     plot_predictions(result.sample, picture)
     _print_result(result)
@@ -64,14 +69,6 @@ def _confirm(yes: bool, question: str) -> bool:
     if sys.stdin is None or not sys.stdin.isatty():  # None: it is closed, as for a service
         raise ConfigurationError(f"{question} Confirm with --yes, since there is no terminal to prompt on")
     return typer.confirm(question)
-
-
-def _begin(name: str) -> None:
-    err.print(f"· {name} …", end="\r" if err.is_terminal else "\n")
-
-
-def _end(step: "Step") -> None:
-    err.print(f"✓ {step.name}: {step.seconds:.1f} s   ")
 
 
 def _print_result(result: "DemoResult") -> None:

@@ -4,10 +4,8 @@ import base64
 import csv
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -18,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from streaming.cli.console import claim_stdout, draw, new_table, out, printable
 from streaming.errors import UsageError
+from streaming.storage.atomic_file import replacement
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -130,7 +129,7 @@ def write_rows(
         if format_ is Format.PARQUET:
             return _write_parquet(rows, sys.stdout.buffer)
         return writers[format_](rows, sys.stdout)
-    with _whole(output) as unfinished:
+    with replacement(output) as unfinished:
         if format_ is Format.PARQUET:
             with unfinished.open("wb") as file:
                 return _write_parquet(rows, file)
@@ -153,17 +152,6 @@ def check_format(format_: Format, output: Path | None, *, spreadsheet: bool = Fa
         raise UsageError(f"--spreadsheet requires --format csv, got --format {format_}")
     if format_ is Format.PARQUET and output is None:
         raise UsageError("--format parquet is binary: give a file with --output FILE, or --output - for a pipe")
-
-
-@contextmanager
-def _whole(output: Path) -> Iterator[Path]:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        yield unfinished
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_table(rows: Rows, stream: IO[str]) -> int:

@@ -10,7 +10,7 @@ from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, program, settings_of, write_json
 from streaming.cli.backbone_options import BackboneOption, PresetOption, WeightsOption
 from streaming.cli.command_line import MODELS, SPARK, Deprecated, seconds
-from streaming.cli.console import err, out, text_column, warn
+from streaming.cli.console import err, out, progress_bar, text_column, warn
 from streaming.cli.dataset_options import (
     DEPRECATED_OUTPUT,
     DatasetOption,
@@ -100,7 +100,7 @@ def tune(
 
     Example: imagestream tune --trials 50, or: imagestream tune --images photos/ --input-sizes 224,160
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
     settings = settings_of(context)
     kinds = _names("--projections", projections, get_args(ProjectionKind))
@@ -131,7 +131,7 @@ def tune(
     options = TuneOptions(trials, timeout, jobs, seed, validation, holdout, kinds, fitted)
     source = _source(settings, places | given, limit, sizes, chosen)
     columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with progress_bar(*columns) as progress:
         bar = progress.add_task("starting", total=trials)
         found = run(
             settings,

@@ -92,7 +92,9 @@ class Network:
 
         self._gradient = compiled(self._compute_gradient, inputs)
         self._step = compiled(self._compute_step, inputs)
-        self._apply = compiled(self._apply_flat, [row])
+        self._apply = compiled(
+            lambda gradient: self._optimizer.apply(_split(gradient, self._variables), self._variables), [row]
+        )
         self._answer = compiled(lambda x: self.model(x, training=False), inputs[:1])
 
     @property
@@ -175,9 +177,6 @@ class Network:
         gradients, logits = self._compute_gradients(images, labels, importance)
         self._optimizer.apply(gradients, self._variables)
         return logits
-
-    def _apply_flat(self, gradient: Any) -> None:
-        self._optimizer.apply(_split(gradient, self._variables), self._variables)
 
 
 def compute_in_bfloat16(model: "keras.Model") -> None:

@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from streaming.errors import reported
-from streaming.images.sources import read_source
+from streaming.images.sources import read_if_possible
 
 COLUMNS = ("image_id", "label", "validation", "source", "content")
 
@@ -54,8 +54,5 @@ def shard(rows: DataFrame, workers: int, seed: int) -> DataFrame:
 
 def _sha256(source: str | None, content: bytes | None) -> str | None:
     if content is None and source is not None:
-        try:
-            content = read_source(source)
-        except OSError:
-            return None
+        content = read_if_possible(source)
     return None if content is None else hashlib.sha256(content).hexdigest()

@@ -193,8 +193,10 @@ class _Run:
             if server.run.error is not None:
                 raise server.run.error from error
             if self.history.events:
+                epoch = server.run.state.epoch
+                hint = f"use --resume to continue after epoch {epoch}" if epoch else "no epoch was finished"
                 failure = f"the workers failed too often; last failure: {self.history.events[-1]}"
-                raise ServiceError(f"{failure}; {_resume_hint(server.run.state.epoch)}") from error
+                raise ServiceError(f"{failure}; {hint}") from error
             raise
         finally:
             self._spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]  # clears it
@@ -284,7 +286,3 @@ def _check_slots(spark: SparkSession, options: TrainerOptions) -> None:
             f"{options.workers} synchronous workers need as many slots, Spark has {slots}: use a master such as "
             f"local[{options.workers}], or fewer workers"
         )
-
-
-def _resume_hint(epoch: int) -> str:
-    return "no epoch was finished" if epoch == 0 else f"use --resume to continue after epoch {epoch}"

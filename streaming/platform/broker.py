@@ -23,8 +23,8 @@ from streaming.platform.java import find_java
 from streaming.platform.kafka_node import CONFIG_NAME, HOST, LOG_NAME, KafkaNode, free_port
 from streaming.platform.scratch import use_scratch
 from streaming.settings import Settings
+from streaming.storage.atomic_file import write_json
 from streaming.storage.home import lock, make_dir
-from streaming.storage.json_file import write_json
 
 DEFAULT_PORT = 9092
 COMMAND_WITHIN_S = 2.0  # on a busy machine, a new process may not show its command yet
@@ -110,7 +110,8 @@ def start_broker(
         kafka.format_storage()
         process = kafka.launch()
         state = BrokerState(port, process.pid)
-        _write_state(settings, state)  # before it is ready, so that an interrupted start can be stopped
+        # Before it is ready, so that an interrupted start can be stopped.
+        write_json(directory / "broker.json", asdict(state))
         try:
             kafka.await_ready(process, timeout_s)
         except BaseException:  # including KeyboardInterrupt: do not leave a process that is not ready
@@ -198,10 +199,6 @@ def _read_state(settings: Settings) -> BrokerState | None:
         return BrokerState(**json.loads((settings.broker_dir / "broker.json").read_text()))
     except (OSError, ValueError, TypeError):  # never started, or damaged
         return None
-
-
-def _write_state(settings: Settings, state: BrokerState) -> None:
-    write_json(settings.broker_dir / "broker.json", asdict(state))
 
 
 def _choose_port(settings: Settings, port: int | None) -> int:

@@ -103,7 +103,8 @@ def install_jars(jars_dir: Path, java: Path, on_progress: Progress | None = None
             on_progress(0, len(wanted), REPLACED)
         wanted = _fetch(jars_dir, java, wanted, on_progress)
         if wanted:  # Ivy does not verify its cache
-            _drop_cached(jars_dir, wanted)
+            for cached in (cached for name in wanted for cached in (jars_dir / "ivy").rglob(Path(name).name)):
+                cached.unlink()
             wanted = _fetch(jars_dir, java, wanted, on_progress)
         for name, damage in wanted.items():
             raise DataError(f"{name}: {damage}: {_way_out(jars_dir)}")
@@ -177,12 +178,6 @@ def _fetch(jars_dir: Path, java: Path, wanted: dict[str, str], on_progress: Prog
             (jars_dir / jar.name).parent.mkdir(exist_ok=True)
             (fetched / jar.name).replace(jars_dir / jar.name)
     return left
-
-
-def _drop_cached(jars_dir: Path, names: Iterable[str]) -> None:
-    for name in names:
-        for cached in (jars_dir / "ivy").rglob(Path(name).name):
-            cached.unlink()
 
 
 def _retrieve(target: Path, ivy_dir: Path, java: Path, on_progress: Progress | None) -> None:

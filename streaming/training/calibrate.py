@@ -13,7 +13,7 @@ from models.scorer import decode_all
 from streaming.errors import DataError, reported
 from streaming.images.dataset import Dataset
 from streaming.images.images_frame import images_frame
-from streaming.images.sources import read_source
+from streaming.images.sources import read_if_possible
 from streaming.images.split import Split
 
 IMAGES = 100  # more images hardly change the ranges
@@ -85,17 +85,10 @@ def decoded_images(images: DataFrame, size: tuple[int, int], *, from_files: bool
     def decode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for source, value in zip(batch.column("source"), batch.column("content"), strict=True):
-                content = _read(source.as_py()) if from_files else value.as_py()
+                content = read_if_possible(source.as_py()) if from_files else value.as_py()
                 found = decode_all([content], size).images
                 if content is not None and len(found):
                     columns = {"image_id": [sha256(content).hexdigest()], "pixels": [found[0].tobytes()]}
                     yield pa.RecordBatch.from_pydict(columns)
 
     return images.select("source", "content").mapInArrow(reported(decode), "image_id string, pixels binary")
-
-
-def _read(path: str) -> bytes | None:
-    try:
-        return read_source(path)
-    except OSError:
-        return None

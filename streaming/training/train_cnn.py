@@ -203,7 +203,8 @@ def train_cnn(
         )
         on_step(f"training on {options.workers} workers")
         labelled = images.drop("label").join(labels, ["image_id", "source"])
-        trained = trainer.fit(_to_train(labelled, sides), resume=resume)
+        to_train = sides.holdout.sides(labelled)[0].withColumn("validation", sides.validation.held_out())
+        trained = trainer.fit(to_train, resume=resume)
         on_step("exporting the network")
         exported, head = export_trained(network.architecture, network.size, trained, settings.backbones_dir)
         rows, read = job.featurized(dataset, exported)
@@ -211,12 +212,12 @@ def train_cnn(
         fitted = Fitted(head, *fingerprint_of(sides.holdout.sides(rows)[0]))
         record = _record(network, options, trained.history)
         candidate = judge(fitted, sides.holdout, rows, record, warnings=warnings)
-        at_half = candidate.evaluation
-        if head.threshold is not None:
-            at_half = evaluate(candidate.holdout, replace(head, threshold=None))
+        exact = head.threshold is None
+        at_half = candidate.evaluation if exact else evaluate(candidate.holdout, replace(head, threshold=None))
         on_training = evaluate(candidate.training, head)
         result = job.finish(candidate, rows, BackboneParts.of(exported, golden), exported.sha256, read)
-    path = _write_history(directory, trained.history)
+    path = directory / "history.json"
+    path.write_text(json.dumps(trained.history.as_record(), indent=1) + "\n", encoding="utf-8")
     return CNNResult(result, on_training, at_half, trained.history, trained.bad, trained.n_bad, path)
 
 
@@ -244,11 +245,6 @@ def labels_of(images: DataFrame, given: DataFrame | None, group_by: str | None) 
     claims = images.select("image_id", F.col("image_id").alias("known_as"), "label", at, "source", no_key)
     labels = image_labels(claims, given, group_by)
     return labels.where(F.col("label").isNotNull()).drop("known_as", "contradictory")
-
-
-def _to_train(images: DataFrame, sides: Sides) -> DataFrame:
-    rows, _ = sides.holdout.sides(images)
-    return rows.withColumn("validation", sides.validation.held_out())
 
 
 def _build(network: CNNOptions, options: TrainerOptions, n_classes: int) -> "keras.Model":
@@ -337,10 +333,3 @@ def _record(network: CNNOptions, options: TrainerOptions, history: History) -> d
         "metric": network.metric,
     }
     return {name: value for name, value in given.items() if isinstance(value, str | int | float)}
-
-
-def _write_history(directory: Path, history: History) -> Path:
-    """Write the history as JSON."""
-    path = directory / "history.json"
-    path.write_text(json.dumps(history.as_record(), indent=1) + "\n", encoding="utf-8")
-    return path

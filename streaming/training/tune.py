@@ -28,7 +28,7 @@ from streaming.images.groups import chosen_groups
 from streaming.images.membership import backbone_fitted_on
 from streaming.images.split import Sides
 from streaming.platform.session import spark_session
-from streaming.registry import CHAMPION, open_registry
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.home import make_dir, try_lock
 from streaming.storage.tables import Table
@@ -37,6 +37,7 @@ from streaming.training.backbones import BackboneOptions
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import fit_classifier, fit_projection
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
+from streaming.training.job import champion_of
 from streaming.training.tune_features import Variant, VariantMaker, stored_variant
 from streaming.training.tune_space import Space, make_space
 from streaming.training.tune_study import Outcome, finished, open_study, outcomes_of, record
@@ -152,8 +153,7 @@ def tune(
         ModelError: the backbone is unknown or does not support the input size.
     """
     registry = open_registry(settings.home)
-    current = registry.target(CHAMPION)
-    champion = registry.read(current) if current else None
+    champion = champion_of(registry)
     if source is None and champion is None:
         raise NotFoundError(
             f"there is no champion model in {registry.place}, whose features are needed: run 'imagestream train' "
@@ -275,7 +275,8 @@ class _Job:
                 trials = [study.ask() for _ in range(min(self.options.jobs, self.options.trials - done))]
                 asked = [self._suggested(trial) for trial in trials]
                 for variant, options in asked:
-                    self._solve_pca(variant, options)
+                    if options.projection == "pca" and variant.name not in self.pcas:
+                        self.pcas[variant.name] = fit_pca(gram_sums(variant.fit_rows), explained_variance=1.0)
                 fitted = [pool.submit(self._fit, trial.number, *one) for trial, one in zip(trials, asked, strict=True)]
                 for trial, one in zip(trials, fitted, strict=True):
                     record(study, trial, one.result())
@@ -293,10 +294,6 @@ class _Job:
         names = [one.name for one in self.variants]
         name = trial.suggest_categorical("features", names) if len(names) > 1 else names[0]
         return self.variants[names.index(name)], self.spaces[name].suggest(trial)
-
-    def _solve_pca(self, variant: Variant, options: FitOptions) -> None:
-        if options.projection == "pca" and variant.name not in self.pcas:
-            self.pcas[variant.name] = fit_pca(gram_sums(variant.fit_rows), explained_variance=1.0)
 
     def _fit(self, number: int, variant: Variant, options: FitOptions) -> Outcome | str:
         """Fit and evaluate; return the reason if the settings cannot be fitted."""

@@ -91,7 +91,7 @@ def stored_variant(
     """
     entry = champion.manifest.backbone
     labelled = labelled_features(spark, features, champion.backbone_sha256, group_by=sides.holdout.group_by)
-    rows = _ordered(labelled, entry.n_features)
+    rows = in_order(labelled, entry.n_features).persist()
     scorer = load_scorer(champion)
     seconds = _seconds_per_image(scorer.engine, golden_images(champion.arrays(GOLDEN)), scorer.fitting)
     made = _Made(None, entry.precision, champion.backbone_sha256, entry.n_features, entry.input_size, seconds)
@@ -142,7 +142,7 @@ class VariantMaker:
                 raise DataError(f"none of {self.dataset.n_images:,} images can be decoded; {path}: {why}")
             group_by = self.sides.holdout.group_by
             labelled = labelled_features(self.spark, self.features, made.source.sha256, group_by=group_by)
-            rows = _ordered(labelled, entry.n_features)
+            rows = in_order(labelled, entry.n_features).persist()
             return self._timed(made, size), rows
 
     def _timed(self, made: MadeBackbone, size: int | None) -> "_Made":
@@ -169,10 +169,6 @@ class _Made:
     @property
     def name(self) -> str:
         return "×".join(map(str, dict.fromkeys(self.pixels))) + f" {self.precision}"
-
-
-def _ordered(rows: DataFrame, n_features: int) -> DataFrame:
-    return in_order(rows, n_features).persist()
 
 
 def _variant(made: _Made, rows: DataFrame, sides: Sides, trained_on: BloomFilter | None = None) -> Variant:
