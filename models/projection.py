@@ -167,9 +167,8 @@ def check_pca_memory(n_features: int, size: int | None = None) -> None:
         return
     if size is not None:
         raise ModelError(
-            f"a randomized PCA of {n_features:,} features with a sketch of {size:,} columns needs "
-            f"{needed / 1e9:.1f} GB in every worker, at most {MAX_PCA_BYTES / 1e9:.1f} GB is allowed; "
-            "take fewer components"
+            f"a randomized PCA of {n_features:,} features with a sketch of {size:,} columns needs {needed / 1e9:.1f} "
+            f"GB in every worker, at most {MAX_PCA_BYTES / 1e9:.1f} GB is allowed; take fewer components"
         )
     raise ModelError(
         f"PCA of {n_features:,} features needs {needed / 1e9:.1f} GB for its sums in every worker and "

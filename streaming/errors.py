@@ -29,8 +29,7 @@ class ServiceError(Exception):
         named: for a second base class, such as the `name` of an ImportError.
 
     Attributes:
-        kind: the name of the type where it crosses a process boundary; a subclass inherits it
-            unless it defines one.
+        kind: the name of the type where it crosses a process boundary; a subclass inherits it unless it defines one.
         problem: the message without the hint.
         hint: empty where the message says all there is to say.
     """

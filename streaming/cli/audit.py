@@ -42,8 +42,7 @@ def audit(
     Compares the tables `batches`, `predictions` and `quarantine`; a stream may run at the same time. A batch that is in
     flight, or was interrupted and will be completed by the next start, is reported as unfinished and is not an error.
     Offsets without a message (holes, from transactions or compaction) are reported as proven by the start of the log,
-    or
-    as reported by Spark only.
+    or as reported by Spark only.
 
     Example: imagestream audit --broker --json audit.json
     """

@@ -29,8 +29,7 @@ def dashboard(
     """Serve a dashboard of the stream, its predictions, quarantine, models and drift, until Ctrl-C.
 
     If IMAGESTREAM_DASHBOARD_TOKEN_FILE names a file with a token, browsers must present it. A token is required to
-    listen
-    on an address that other machines can reach.
+    listen on an address that other machines can reach.
 
     Example: imagestream dashboard --port 8600
     """

@@ -34,10 +34,8 @@ def erase(
     """Erase images from all tables and their old versions, under all their ids.
 
     Predictions, quarantine, features and labels are deleted; the table `erased` keeps topic, partition and offset so
-    that
-    `audit` stays clean. Kafka keeps the messages until the topic's retention has passed. Existing models are not
-    changed:
-    `imagestream retrain` fits one without the images. Stop running trainings and rescorings first.
+    that `audit` stays clean. Kafka keeps the messages until the topic's retention has passed. Existing models are not
+    changed: `imagestream retrain` fits one without the images. Stop running trainings and rescorings first.
 
     Example: imagestream erase --id 9f86d081884c7d65 --by "request 17"
     """

@@ -68,8 +68,7 @@ def features(
 
     An interrupted run continues where it stopped: the backbone's output is kept in HOME/featurized, also for later runs
     with other projections; delete that folder when it is no longer needed. Images that cannot be decoded are skipped
-    and
-    reported, and the exit code is then 1.
+    and reported, and the exit code is then 1.
 
     Example: imagestream features --images fruits/ --output fruits.csv --backbone mobilenet_v2 --explained-variance 0.9
     """

@@ -24,10 +24,8 @@ def label(
     """Add or correct the labels of images, for the next retraining and report.
 
     An image is identified by its id, by its source (the path that it was published from) or by its file name. The
-    latest
-    label of an image takes precedence over earlier ones and over the label in its message. Importing the same file
-    again
-    adds nothing. The exit code is 1 if a row could not be used.
+    latest label of an image takes precedence over earlier ones and over the label in its message. Importing the same
+    file again adds nothing. The exit code is 1 if a row could not be used.
 
     Example: imagestream label corrections.csv --by review
     """

@@ -21,8 +21,7 @@ FileArgument = Annotated[
     typer.Argument(
         metavar="FILE[:TENSOR]|efficientnet_lite0",
         help="Model file, with the name of the output tensor if it has several; a zip from `models export`; or the "
-        "name of "
-        "the installed ImageNet classifier.",
+        "name of the installed ImageNet classifier.",
     ),
 ]
 
@@ -53,9 +52,8 @@ def import_(
         str,
         typer.Option(
             metavar="FILE|auto",
-            help="Class names in the order of the scores: a file with one name per line, or JSON; auto takes the "
-            "names in "
-            "the model file, else numbers.",
+            help="Class names in the order of the scores: a file with one name per line, or JSON; auto takes the names "
+            "in the model file, else numbers.",
         ),
     ] = "auto",
     preset: Annotated[
@@ -109,8 +107,7 @@ def import_(
         typer.Option(
             metavar="stretch|N",
             help="Resizing: stretch scales the whole image to the input; N scales its shorter side to N pixels and "
-            "crops "
-            "the centre.",
+            "crops the centre.",
             rich_help_panel=PANEL,
         ),
     ] = None,

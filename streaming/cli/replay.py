@@ -27,8 +27,7 @@ def replay(
     """Publish quarantined messages again, unchanged, and mark them as replayed.
 
     A message is marked when the broker has acknowledged it and is not sent again. If the replay is killed, no message
-    is
-    lost, but a few that were sent and not yet marked may be sent twice.
+    is lost, but a few that were sent and not yet marked may be sent twice.
 
     Example: imagestream replay --reason truncated --dry-run
     """

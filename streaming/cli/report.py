@@ -126,8 +126,7 @@ def report(
     """Show accuracy and confidence per model version, the quarantine, and champion and challenger side by side.
 
     Accuracy is over images whose label was sent with the message or added later. With --model or --live, a
-    self-contained
-    HTML file is written instead: metrics with confidence intervals, plots, samples and mistakes.
+    self-contained HTML file is written instead: metrics with confidence intervals, plots, samples and mistakes.
 
     Example: imagestream report, or: imagestream report --model 2 --against 1 --output report.html
     """

@@ -31,8 +31,7 @@ def rescore(
     """Score all messages again with another version, from their stored features, and compare the predictions.
 
     Accuracies are compared on labelled images on which neither version was fitted (`judged`); images on which one of
-    them
-    may have been fitted are shown separately (`fitted`).
+    them may have been fitted are shown separately (`fitted`).
 
     The new predictions are written to the table `rescored`. An interrupted run can be repeated; it adds the missing
     rows.

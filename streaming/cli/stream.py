@@ -166,7 +166,6 @@ def _print_profile(profile: "Profile") -> None:
     out.print(table)
     out.print(
         f"{profile.images:,} images in {profile.batches} micro-batches after the first: {profile.wall_s:.1f} s "
-        f"wall-clock"
-        f" time on {profile.cores} cores, {profile.images / max(profile.wall_s, 1e-9):,.1f} images/s;"
-        f" the stages account for {profile.measured:.1%}",
+        f"wall-clock time on {profile.cores} cores, {profile.images / max(profile.wall_s, 1e-9):,.1f} images/s; the "
+        f"stages account for {profile.measured:.1%}",
     )

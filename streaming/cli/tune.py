@@ -111,8 +111,7 @@ def tune(
     if images is None and dataset is None and (network != USUAL or sizes or chosen != ("float32",)):
         raise UsageError(
             "--backbone, --weights, --flat, --preset, --input-sizes and --precisions need features that are not "
-            "stored: "
-            "give the images with --images or --dataset"
+            "stored: give the images with --images or --dataset"
         )
     if images is not None and dataset is not None:
         raise UsageError("give either --images PLACE or --dataset digits")

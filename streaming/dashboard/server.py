@@ -58,8 +58,7 @@ def run_dashboard(
     if token is None and not is_loopback(host):
         raise UsageError(
             f"{host} can be reached from other machines, so the dashboard requires a token: write one to a file and "
-            f"set "
-            "IMAGESTREAM_DASHBOARD_TOKEN_FILE to it, or use --host 127.0.0.1"
+            "set IMAGESTREAM_DASHBOARD_TOKEN_FILE to it, or use --host 127.0.0.1"
         )
     with listen(host, port) as listener, stop_signals():
         server = uvicorn.Server(

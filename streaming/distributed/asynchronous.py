@@ -99,8 +99,7 @@ class Asynchronous:
         """Return the worker's share of the images, which weights its updates so that all workers add up to one step.
 
         Only decoded images count, which are known after a worker has read its images. A worker that has not is assumed
-        to
-        have the average number.
+        to have the average number.
         """
         with self._run.lock:
             mean = sum(self._rows.values()) / len(self._rows)

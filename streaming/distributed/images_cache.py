@@ -1,8 +1,7 @@
 """A worker's decoded images in an anonymous temporary file.
 
 The file is in Spark's scratch directory: the operating system caches as much as fits, and a worker's own memory does
-not
-grow with its images.
+not grow with its images.
 """
 
 from collections.abc import Iterator

@@ -2,9 +2,8 @@
 
 A frame consists of a header of fixed layout, a short JSON object (counts, an error), and little-endian float32 values,
 whose number must match the network. No part of a frame is executed. Both ends prove knowledge of the training's token
-by
-HMAC-SHA256 of the other's nonce. Each direction of a connection has a key derived from the nonces and the token, with
-which every frame and its sequence number are authenticated (BLAKE2b, RFC 7693), so that frames cannot be modified,
+by HMAC-SHA256 of the other's nonce. Each direction of a connection has a key derived from the nonces and the token,
+with which every frame and its sequence number are authenticated (BLAKE2b, RFC 7693), so that frames cannot be modified,
 replayed or inserted. The header is verified before memory is allocated. Frames are not encrypted.
 """
 
@@ -103,10 +102,8 @@ class Channel:
         keys: Keys = Keys(),  # noqa: B008
     ) -> None:
         """Args:
-        connection: the socket.
-        sizes: permitted numbers of values of a frame, besides 0.
-        timeout_s: time after which a silent other end is considered lost.
-        keys: the result of `accept`.
+        connection: the socket. sizes: permitted numbers of values of a frame, besides 0. timeout_s: time after which a
+        silent other end is considered lost. keys: the result of `accept`.
         """
         self._keys = keys
         self._frames_sent = 0

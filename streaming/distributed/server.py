@@ -28,11 +28,8 @@ class ParameterServer:
 
     def __init__(self, options: TrainerOptions, state: State, answer: Answer, callbacks: Callbacks, host: str) -> None:
         """Args:
-        options: the options.
-        state: the initial state.
-        answer: the parameters of the first epoch.
-        callbacks: the callbacks.
-        host: address to listen on.
+        options: the options. state: the initial state. answer: the parameters of the first epoch. callbacks: the
+        callbacks. host: address to listen on.
         """
         self.run = TrainingRun(options, state, answer, callbacks)
         self.mode = Synchronous(self.run) if options.waits else Asynchronous(self.run)

@@ -98,8 +98,7 @@ class SharedWeights:
         missing = np.abs(expected - self.weights)
         largest = np.maximum(np.abs(expected), np.maximum(np.abs(self._first), np.abs(self.weights)))
         # Each addition rounds by half a unit in the last place of a value that may temporarily have been twice as
-        # large; a
-        # weight near zero may have been as large as the others.
+        # large; a weight near zero may have been as large as the others.
         typical = float(largest.mean())
         rounding = 2 * FLOAT32_ROUNDING * sum(one.pushes for one in pushed) * np.maximum(largest, typical)
         lost = missing > rounding

@@ -55,8 +55,7 @@ class DistributedTrainer:
     """Trains a Keras model from pixels to logits on the partitions of a DataFrame.
 
     The model maps uint8 (N, H, W, 3) to float32 logits, (N, 1) for two classes or (N, C); only its trainable weights
-    are
-    sent over the network. `models.cnn.build_network` builds such models.
+    are sent over the network. `models.cnn.build_network` builds such models.
 
     Example:
         >>> options = TrainerOptions(mode="synchronous", frequency="epoch", workers=4, epochs=10)
@@ -79,10 +78,9 @@ class DistributedTrainer:
             options: the options.
         callbacks: Keras callbacks, run on the driver at the end of every epoch; they may change the learning rate and
             stop the training.
-        checkpoint_dir: folder for a checkpoint after every epoch, for `fit(resume=True)`.
-        limits: limits on decoding an image.
-        on_epoch: called after each epoch, from another thread.
-        on_progress: called periodically, from other threads.
+        checkpoint_dir: folder for a checkpoint after every epoch, for `fit(resume=True)`. limits: limits on decoding an
+        image. on_epoch: called after each epoch, from another thread. on_progress: called periodically, from other
+        threads.
         """
         self.model = model
         self.options = options

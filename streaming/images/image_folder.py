@@ -207,8 +207,7 @@ def _note_layout(found: Sequence[_Found], left_out: LeftOut) -> None:
     if deep:
         left_out.notes.append(
             f"{len(deep):,} class folders are nested: {deep[0]} is class {deep[0].name}; to use the outer folders, "
-            f"give "
-            "--label-pattern '^([^/]+)/'"
+            "give --label-pattern '^([^/]+)/'"
         )
 
 

@@ -56,8 +56,7 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
     | `reasonCol` | out       | string, optional: why there are no features                                    |
 
     The backbone is exported on first use (`models.backbone.export_backbone`) to `cacheDir`, by default the folder of
-    the
-    service. Saving the stage includes the export, so a loaded stage gives the same features on machines without the
+    the service. Saving the stage includes the export, so a loaded stage gives the same features on machines without the
     weights.
 
     Example:

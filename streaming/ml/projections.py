@@ -117,8 +117,7 @@ class ImagePCA(Estimator[ImagePCAModel], _PCAParams, DefaultParamsReadable["Imag
     """Exact principal components from one pass over the data; see `models.projection`.
 
     Reads `inputCol` (vectors or arrays of D numbers; null rows are skipped) and writes `outputCol` (vectors of K
-    numbers).
-    The driver receives D² sums, regardless of the number of rows.
+    numbers). The driver receives D² sums, regardless of the number of rows.
 
     Example:
         ImagePCA(inputCol="features", outputCol="pca", explainedVariance=0.9).fit(rows).transform(rows)

@@ -2,9 +2,8 @@
 
 A schema never changes under its id, so it can be cached.
 
-Source: "GET /schemas/ids/{int: id}", "POST /subjects/(string: subject)" and "POST
-/subjects/(string: subject)/versions" in the API reference of Confluent's Schema Registry; Karapace and Apicurio serve
-them as well.
+Source: "GET /schemas/ids/{int: id}", "POST /subjects/(string: subject)" and "POST /subjects/(string: subject)/versions"
+in the API reference of Confluent's Schema Registry; Karapace and Apicurio serve them as well.
 """
 
 import json

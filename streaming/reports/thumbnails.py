@@ -1,8 +1,7 @@
 """Thumbnails of the images in a table, from their source files.
 
 The source of an image is set by its sender and may be any path. A file is read only if it is a regular file of an
-image's
-size, and used only if its SHA-256 is the image's id.
+image's size, and used only if its SHA-256 is the image's id.
 """
 
 import hashlib

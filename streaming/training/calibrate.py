@@ -54,8 +54,7 @@ def calibration_images(dataset: Dataset, split: Split, rows: DataFrame, size: tu
     if not pixels:
         raise DataError(
             f"none of {CANDIDATES} candidate images can be used to calibrate 8-bit integers: expected at least one "
-            f"that can "
-            "be decoded and is not held out; train on more images, or without --int8"
+            "that can be decoded and is not held out; train on more images, or without --int8"
         )
     return np.stack(pixels).reshape(-1, *size, 3)
 

@@ -3,8 +3,7 @@
 The threshold must be selected neither on images on which the classifier was fitted nor on held-out images. The training
 images are divided into folds; each fold is scored by a classifier fitted on the other folds, and the threshold that is
 best for all these scores is used with the classifier fitted on all images. The projection, which does not use labels,
-is
-that of the final model.
+is that of the final model.
 """
 
 from dataclasses import replace
@@ -52,8 +51,7 @@ def aim_for(wanted: str, n_classes: int) -> ThresholdAim:
     if n_classes != 2:  # noqa: PLR2004
         raise ConfigurationError(
             f"a threshold requires two classes, got {n_classes}: omit --threshold, or give --threshold none to "
-            f"override the "
-            "champion's"
+            "override the champion's"
         )
     return parse_threshold(wanted)
 

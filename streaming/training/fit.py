@@ -4,8 +4,7 @@ Data stays in the partitions; only data of the size of the model reaches the dri
 weights.
 
 Floating-point sums depend on their order, so the same rows give the same model only if they are added in the same
-order.
-`in_order` ensures that for the features and `_projected` for the classifier, regardless of the input files and
+order. `in_order` ensures that for the features and `_projected` for the classifier, regardless of the input files and
 partitions. Spark ML adds gradients with `treeAggregate` in the order in which tasks finish; with two sums at its last
 level, as `_classifier_partitions` arranges, the order does not matter.
 """

@@ -152,8 +152,7 @@ def decide(paired: Paired, options: GateOptions, look: int = 1) -> Verdict:
         verdict = ("is" if promote else "is not shown to be") + f" better by more than {margin:.4f}"
     why = (
         f"gain in {objective.name} {gain.value:+.4f} on the same {gain.rows:,} images ({counts.only_candidate:,} "
-        f"correct "
-        f"for the candidate only, {counts.only_champion:,} for the champion only), above {low:+.4f} with "
+        f"correct for the candidate only, {counts.only_champion:,} for the champion only), above {low:+.4f} with "
         f"{confidence:.4g} confidence: the candidate {verdict}"
     )
     return Verdict(

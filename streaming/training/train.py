@@ -1,10 +1,9 @@
 """Training and retraining: batch jobs that run beside the stream.
 
 `train` featurizes labelled images into the table `features` and fits on them. `retrain` fits on all labelled features
-in
-the table: the first training set and the features stored by the stream, with labels from the messages or added later.
-Both hold out the same images, so a candidate and the champion are compared on images on which neither was fitted, and
-the gate (`streaming.training.gate`) decides.
+in the table: the first training set and the features stored by the stream, with labels from the messages or added
+later. Both hold out the same images, so a candidate and the champion are compared on images on which neither was
+fitted, and the gate (`streaming.training.gate`) decides.
 """
 
 from collections.abc import Mapping

@@ -157,9 +157,7 @@ def tune(
     if source is None and champion is None:
         raise NotFoundError(
             f"there is no champion model in {registry.place}, whose features are needed: run 'imagestream train' "
-            f"first, or "
-            f"give "
-            "--images or --dataset"
+            "first, or give --images or --dataset"
         )
     features = Table(settings.place.tables, "features")
     sides = Sides.of(options.holdout, options.validation, options.seed, chosen_groups(None, champion))

@@ -123,8 +123,7 @@ def make_space(
     if not kept or not classifiers:
         raise ConfigurationError(
             f"the search space is empty: a random projection does not reduce {n_features:,} features for {n_rows:,} "
-            f"rows; "
-            "allow another projection"
+            "rows; allow another projection"
         )
     return Space(tuple(kept), tuple(classifiers), lowest_eps or MAX_EPS, base)
 
