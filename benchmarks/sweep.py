@@ -6,7 +6,6 @@ python -m benchmarks.sweep docs/performance
 import json
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib as mpl
@@ -32,7 +31,7 @@ FROM batches WHERE offsets[1].topic = $topic ORDER BY batch_id
 
 def main(folder: Path) -> None:
     """Measure, and write two plots and their data into a folder."""
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+    with a_service() as service:
         settings = service.home("plain")
         bare = bare_loop(service, settings)
         costs = measure(service.flatbuffer(settings), PIXELS, PIXELS, CORES)
@@ -53,8 +52,7 @@ def main(folder: Path) -> None:
 
 def _speed(service: Service, settings: Settings, size: int, images: int) -> float:
     topic = f"size-{size}"
-    service.publish(topic, images)
-    return service.drain(settings, topic, size).images_per_s
+    return service.images_per_s(settings, topic, images, size)
 
 
 def _plot_sizes(path: Path, speeds: dict[int, float], expected: dict[int, float], bare: float) -> None:

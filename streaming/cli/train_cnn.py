@@ -19,7 +19,7 @@ from streaming.cli.dataset_options import (
 from streaming.cli.fit_options import METRIC, OPTIONS
 from streaming.cli.interrupts import stoppable, stopping_cleanly
 from streaming.cli.output import print_table
-from streaming.cli.train import GATE, ConfidenceOption, MarginOption, print_result, summary_of
+from streaming.cli.train import GATE, ConfidenceOption, MarginOption, PromoteOption, print_result, summary_of
 from streaming.distributed.options import Frequency, Mode, TrainerOptions
 from streaming.errors import UsageError
 from streaming.training.fit_options import GateOptions
@@ -144,9 +144,7 @@ def train_cnn(
     ] = False,
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,
-    promote: Annotated[
-        bool, typer.Option("--promote/--no-promote", help="Promote the version if it passes the gate.")
-    ] = True,
+    promote: PromoteOption = True,
     json_file: JsonOption = None,
 ) -> None:
     """Train a CNN on Spark's workers and register it as a model; the first one becomes the champion.

@@ -17,8 +17,6 @@ from streaming.images.image_table import ImageTable, open_image_table
 from streaming.images.labels_csv import EMPTY, LIKE_MISSING
 from streaming.images.sources import read_source
 
-__all__ = ["Dataset", "LabelledFile", "digit_images", "read_dataset", "write_images"]
-
 DIGITS_SEED = 42
 IMBALANCE = 10  # ratio of the largest to the smallest class above which a warning is given
 

@@ -25,8 +25,9 @@ from models.backbone import ExportedBackbone
 from models.bundle import BackboneEntry, Bundle
 from models.decode import DEFAULT_LIMITS, Limits
 from streaming.errors import reported
-from streaming.images.dataset import Dataset, LabelledFile
+from streaming.images.dataset import Dataset
 from streaming.images.featurize_task import REPORT_DDL, FeaturizeTask, featurize_partition
+from streaming.images.image_folder import LabelledFile
 from streaming.images.images_frame import count_duplicates, images_frame, known_images
 from streaming.storage.tables import Table
 

@@ -11,7 +11,8 @@ from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from streaming.errors import reported
-from streaming.images.dataset import Dataset, LabelledFile
+from streaming.images.dataset import Dataset
+from streaming.images.image_folder import LabelledFile
 from streaming.images.image_table import ImageTable
 from streaming.storage.files import at_hand, conformed, read_batches
 from streaming.storage.store import is_uri

@@ -31,12 +31,7 @@ from streaming.storage.table_log import storage_options
 from streaming.storage.tables import added
 
 SCHEMA = pa.schema(
-    [
-        pa.field("path", pa.string()),
-        pa.field("label", pa.string()),
-        pa.field("image_id", pa.string()),
-        pa.field("features", pa.list_(pa.float32())),
-    ]
+    [("path", pa.string()), ("label", pa.string()), ("image_id", pa.string()), ("features", pa.list_(pa.float32()))]
 )
 ROWS_DDL = "path string, label string, image_id string, features array<float>"
 BYTES_PER_PART = 64 * 1024**2

@@ -1,7 +1,6 @@
 """Candidates for the champion: fitted and evaluated on stored features, compared, and written as bundles."""
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -29,6 +28,7 @@ from models.bundle import (
     write_bundle,
 )
 from models.drift import DriftReference
+from models.evaluation import Evaluation
 from models.objective import ACCURACY, Objective
 from models.paired import PairedCounts
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
@@ -39,7 +39,7 @@ from streaming.images.split import Split, check_sides
 from streaming.registry import Registry
 from streaming.training.choose_threshold import with_threshold
 from streaming.training.drift_reference import drift_reference
-from streaming.training.evaluate import Evaluation, evaluate
+from streaming.training.evaluate import evaluate
 from streaming.training.fit import Fitted, fit
 from streaming.training.fit_options import FitOptions
 from streaming.training.gate import Paired, pair
@@ -199,10 +199,7 @@ def register(
     with TemporaryDirectory(prefix="imagestream-") as scratch:
         written = Path(scratch) / "bundle"
         sha256 = _write(written, candidate, parts, more)
-        version = registry.find(sha256)
-        if version is None:
-            version = registry.register(lambda directory: shutil.move(written, directory))
-        return version, sha256
+        return registry.keep(written, sha256)[0], sha256
 
 
 def write_model(

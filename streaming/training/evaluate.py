@@ -16,8 +16,6 @@ from models.scorer import Head
 from streaming.errors import reported
 from streaming.storage.files import as_matrix
 
-__all__ = ["Evaluation", "evaluate", "most_confident_mistakes", "predict", "sample_predictions"]
-
 SUMS_DDL = "sums binary"
 SUMS_ON_DRIVER = 8  # maximum number of sums collected, of some hundred KB for ten classes
 

@@ -35,17 +35,6 @@ from streaming.storage.files import as_matrix, list_array
 from streaming.training.accumulators import gram_sums, range_sketch
 from streaming.training.fit_options import FitOptions
 
-__all__ = [
-    "FitOptions",
-    "Fitted",
-    "fingerprint_of",
-    "fit",
-    "fit_classifier",
-    "fit_projection",
-    "in_order",
-    "variance_kept",
-]
-
 BYTES_PER_PARTITION = 16 * 1024**2  # of features
 CACHED_BYTES = 8 * 1024**2  # size of a batch of Spark's cache, whose default is 10,000 rows
 FEW_BYTES = 128 * 1024**2  # maximum size of projected features in two partitions

@@ -23,8 +23,6 @@ from streaming.registry import Registry
 from streaming.training.evaluate import predict
 from streaming.training.fit_options import GateOptions
 
-__all__ = ["Paired", "PairedCounts", "Verdict", "decide", "looks_at", "pair", "refuse_costly_int8"]
-
 MAX_INT8_COST = 0.01  # loss of accuracy
 MAX_F1_IMAGES = 2**18  # maximum number of images compared by F1, which bounds the rows on the driver
 # Bins of differences in log loss: each keeps its mean, so only variation below 9% is lost.

@@ -1,6 +1,5 @@
 """Import of a model version exported by `imagestream models export`, from this or another home."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,10 +44,7 @@ def import_bundle(registry: Registry, file: Path, *, by: str, alias: Alias | Non
         folder = Path(scratch) / "bundle"
         bundle = read_bundle(ZipFiles(file), folder)
         check_golden(bundle, load_scorer(bundle))
-        version = registry.find(bundle.sha256)
-        is_new = version is None
-        if version is None:
-            version = registry.register(lambda directory: shutil.move(folder, directory))
+        version, is_new = registry.keep(folder, bundle.sha256)
     if alias is None and registry.target(CHAMPION) is None:
         alias = CHAMPION
     if alias is not None:

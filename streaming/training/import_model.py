@@ -1,6 +1,5 @@
 """Import of a complete classifier from a model file; its own output layer is the classifier of the new version."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +146,5 @@ def _register(registry: Registry, head: Head, imported: Imported, folder: Path) 
     seen = FittedOn(BloomFilter.empty(0, 0))
     written = folder / "bundle"
     sha256 = write_model(written, Fitted(head, 0, data.fingerprint), parts, data, seen=seen)
-    version = registry.find(sha256)
-    if version is not None:
-        return version, sha256, False
-    return registry.register(lambda directory: shutil.move(written, directory)), sha256, True
+    version, is_new = registry.keep(written, sha256)
+    return version, sha256, is_new

@@ -9,6 +9,7 @@ from pyspark.sql import DataFrame, SparkSession
 from models.backbone import ExportedBackbone
 from models.bundle import BackboneEntry, Bundle
 from models.decode import BadImage, decode
+from models.evaluation import Evaluation
 from models.objective import ACCURACY, Objective
 from streaming.errors import DataError
 from streaming.images.dataset import Dataset
@@ -19,7 +20,6 @@ from streaming.registry import CHAMPION, Registry
 from streaming.settings import Settings
 from streaming.storage.tables import Table
 from streaming.training.candidate import BackboneParts, Candidate, Comparison, compare, register
-from streaming.training.evaluate import Evaluation
 from streaming.training.fit import in_order, variance_kept
 from streaming.training.fit_options import GateOptions
 from streaming.training.gate import Verdict, decide, looks_at, pair, refuse_costly_int8

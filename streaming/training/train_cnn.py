@@ -14,6 +14,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 
 from models.backbone import ExportedBackbone, export_backbone, find_backbone
 from models.bundle import Bundle, TrainingData, read_bundle
+from models.evaluation import Evaluation
 from models.objective import resolve_objective
 from models.projection import NoProjection
 from models.scorer import Head
@@ -39,7 +40,7 @@ from streaming.settings import Settings
 from streaming.storage.home import make_dir
 from streaming.training.candidate import BackboneParts, judge, write_model
 from streaming.training.choose_threshold import aim_for, tuned_threshold
-from streaming.training.evaluate import Evaluation, evaluate
+from streaming.training.evaluate import evaluate
 from streaming.training.fit import Fitted, fingerprint_of
 from streaming.training.fit_options import GateOptions
 from streaming.training.inherit import objective_for

@@ -16,8 +16,9 @@ from pyspark.sql import functions as F  # noqa: N812
 from models.backbone import ExportedBackbone
 from models.engine import LiteRTEngine
 from models.scorer import decode_all
-from streaming.images.dataset import LabelledFile, digit_images, read_dataset, write_images
+from streaming.images.dataset import digit_images, read_dataset, write_images
 from streaming.images.featurize import BYTES_PER_TASK, IMAGES_PER_TASK, featurize, task_count
+from streaming.images.image_folder import LabelledFile
 from streaming.images.images_frame import images_frame
 from streaming.images.labels import labelled_features
 from streaming.images.split import Split
