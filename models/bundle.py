@@ -219,10 +219,7 @@ class Bundle:
 
 
 def write_bundle(
-    directory: Path,
-    manifest: Manifest,
-    backbone_files: Mapping[str, Path],
-    arrays: Mapping[str, Arrays],
+    directory: Path, manifest: Manifest, backbone_files: Mapping[str, Path], arrays: Mapping[str, Arrays]
 ) -> str:
     """Write a bundle into `directory`, which must not exist, and return its SHA-256.
 

@@ -35,12 +35,7 @@ def shrink(data: bytes, max_side: int, limits: Limits = DEFAULT_LIMITS) -> bytes
         return data
     if read_header(data, found, (max_side, max_side), limits.max_pixels).excess:
         return data
-    request = {
-        "operation": "shrink",
-        "format": found.format,
-        "max_side": max_side,
-        "max_pixels": limits.max_pixels,
-    }
+    request = {"operation": "shrink", "format": found.format, "max_side": max_side, "max_pixels": limits.max_pixels}
     answer = run_guarded(request, data[found.start :], limits)
     return data if isinstance(answer, BadImage) or not answer[0]["shrunk"] else answer[1]
 

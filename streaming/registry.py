@@ -340,13 +340,7 @@ def _move(
 ) -> Move:
     """The next move of an alias."""
     return Move(
-        alias=alias,
-        version=version,
-        previous=_target(moves, alias),
-        by=by,
-        at=_now(),
-        why=why,
-        metrics=dict(metrics),
+        alias=alias, version=version, previous=_target(moves, alias), by=by, at=_now(), why=why, metrics=dict(metrics)
     )
 
 

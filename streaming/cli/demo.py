@@ -76,11 +76,9 @@ def _print_result(result: "DemoResult") -> None:
     versions = ", ".join(f"{n} by version {version}" for version, n in found["model_versions"].items())
     out.print(
         f"\npublished {found['published']}: {found['predicted']} predicted ({versions}), "
-        f"{found['quarantined']} quarantined, {found['duplicates']} duplicates",
+        f"{found['quarantined']} quarantined, {found['duplicates']} duplicates"
     )
-    out.print(
-        f"accuracy {found['accuracy']:.4f}, {found['images_per_second']:.0f} images/s in the micro-batches\n",
-    )
+    out.print(f"accuracy {found['accuracy']:.4f}, {found['images_per_second']:.0f} images/s in the micro-batches\n")
     labels = sorted({label for true, predicted, _ in result.confusion for label in (true, predicted)})
     counts = {(true, predicted): n for true, predicted, n in result.confusion}
     confusion = new_table("true", *labels, title="predicted")

@@ -188,10 +188,7 @@ def _import_bundle(registry: "Registry", file: Path, alias: AliasName | None, js
 
 
 @models_app.command()
-def inspect(
-    file: Annotated[Path, typer.Argument(help="Model file.")],
-    json_file: JsonOption = None,
-) -> None:
+def inspect(file: Annotated[Path, typer.Argument(help="Model file.")], json_file: JsonOption = None) -> None:
     """Show a model file's inputs, outputs, operators and size without running or registering it.
 
     Example: imagestream models inspect resnet18.onnx
@@ -229,7 +226,7 @@ def _print_result(result: "ImportResult", alias: AliasName | None, json_file: Pa
     out.print(
         f"version {result.version} {standing}: {network.source}, {len(result.classes):,} classes, "
         f"{recipe.input_size[0]}×{recipe.input_size[1]} pixels, {result.network.size / 1e6:.1f} MB, "
-        f"output {result.scores}",
+        f"output {result.scores}"
     )
     if not result.is_new:
         out.print("the same model is already registered")

@@ -221,12 +221,7 @@ def _write_parquet(rows: Rows, stream: IO[bytes]) -> int:
     return count
 
 
-WRITERS = {
-    Format.TABLE: _write_table,
-    Format.CSV: _write_csv,
-    Format.JSON: _write_json,
-    Format.NDJSON: _write_ndjson,
-}
+WRITERS = {Format.TABLE: _write_table, Format.CSV: _write_csv, Format.JSON: _write_json, Format.NDJSON: _write_ndjson}
 
 
 def _values(column: "pa.Array") -> list[Any]:

@@ -25,13 +25,7 @@ STDIN = "-"
 LISTED = 20  # maximum number of file names shown on the terminal; --json has all of them
 
 
-@app.command(
-    panel=IMAGES,
-    settings=(
-        "topic",
-        "bootstrap_servers",
-    ),
-)
+@app.command(panel=IMAGES, settings=("topic", "bootstrap_servers"))
 def publish(
     context: typer.Context,
     paths: Annotated[
@@ -228,7 +222,7 @@ def _watch(
     write_json(json, asdict(summary))
     out.print(
         f"sent {summary.sent:,} files to {summary.topic} in {summary.seconds:.1f} s: {summary.bytes / 1e6:,.1f} MB;"
-        f" {summary.skipped:,} skipped",
+        f" {summary.skipped:,} skipped"
     )
     _print_files("skipped", [(skip.path, f"{skip.reason}: {skip.detail}") for skip in summary.skips])
     if summary.undelivered:
@@ -293,7 +287,7 @@ def _print_summary(summary: "PublishSummary") -> None:
     out.print(
         f"sent {summary.sent:,} of {summary.found:,} files to {summary.topic}: {decimal(summary.bytes)}"
         f" in {summary.seconds:.1f} s ({summary.images_per_second:,.0f} images/s,"
-        f" {summary.megabytes_per_second:,.1f} MB/s)",
+        f" {summary.megabytes_per_second:,.1f} MB/s)"
     )
     _print_files("skipped", [(skip.path, f"{skip.reason}: {skip.detail}") for skip in summary.skipped])
     _print_files("not delivered", [(failure.path, failure.reason) for failure in summary.failed])

@@ -170,13 +170,7 @@ def _from_stdin() -> str:
 
 
 def _answer(
-    ask: Ask,
-    format_: Format,
-    output: Path | None,
-    watch_s: float | None,
-    summary: Path | None,
-    *,
-    spreadsheet: bool,
+    ask: Ask, format_: Format, output: Path | None, watch_s: float | None, summary: Path | None, *, spreadsheet: bool
 ) -> None:
     if watch_s is not None and format_ is Format.PARQUET:
         raise UsageError("--watch shows rows as they change: expected a --format other than parquet")

@@ -64,7 +64,7 @@ def rescore(
     out.print(
         f"version {model}: {done.rows:,} predictions added in {seconds:.1f} s ({done.rows / seconds:,.0f} rows/s), "
         f"{done.there_before:,} already present"
-        + (f", {done.missing:,} predictions have no stored features" if done.missing else ""),
+        + (f", {done.missing:,} predictions have no stored features" if done.missing else "")
     )
     print_table("old and new predictions of the same messages", found.agreement, AGREEMENT_COLUMNS)
     print_table("most frequent changes", found.changes, CHANGE_COLUMNS)

@@ -56,6 +56,4 @@ def setup(
     err.print(f"exporting the default backbone to {settings.backbones_dir}: takes about a minute the first time")
     with Spinner("exporting the default backbone"):
         export_backbone(DEFAULT_BACKBONE, "imagenet", settings.backbones_dir)
-    out.print(
-        f"ready after {monotonic() - begun:.0f} s: Java at {java.parent.parent}, jars in {settings.jars_dir}",
-    )
+    out.print(f"ready after {monotonic() - begun:.0f} s: Java at {java.parent.parent}, jars in {settings.jars_dir}")

@@ -222,7 +222,7 @@ def print_result(result: "TrainResult", json_file: Path | None) -> None:
         + (f" ({result.variance_kept:.1%} of the variance)" if result.variance_kept else "")
         + (f", threshold {result.threshold:.6g}" if result.threshold is not None else "")
         + f", accuracy {found.accuracy:.4f}, macro F1 {found.macro_f1:.4f}, log loss {found.log_loss:.4f}"
-        f" on {found.rows:,} held-out images",
+        f" on {found.rows:,} held-out images"
     )
     if kept := changed_by(result.inherited):
         out.print(f"as the champion: {kept}")

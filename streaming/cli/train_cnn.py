@@ -243,7 +243,7 @@ class _Live:
         watched = f", validation {validation.log_loss:.4f} and {validation.accuracy:.4f}" if validation.rows else ""
         err.print(
             f"epoch {record.epoch + 1}/{self._options.epochs}: {record.seconds:.1f} s, "
-            f"log loss {training.log_loss:.4f}, accuracy {training.accuracy:.4f}{watched}",
+            f"log loss {training.log_loss:.4f}, accuracy {training.accuracy:.4f}{watched}"
         )
 
 
@@ -271,7 +271,7 @@ def _print_result(result: "CNNResult", json_file: Path | None) -> None:
     out.print(
         f"{history.mode}, per {history.frequency}, {history.workers} workers: {len(history.epochs)} epochs in "
         f"{history.seconds:.1f} s, {history.images_per_second:,.0f} images/s, {history.bytes_moved / 1e6:,.0f} MB moved"
-        f"{stale}{lost}",
+        f"{stale}{lost}"
     )
     from streaming.reports.curves import learning_curves
     from streaming.reports.plots import png

@@ -116,13 +116,7 @@ def tune(
     if images is not None and dataset is not None:
         raise UsageError("give either --images PLACE or --dataset digits")
     places = {"images": images, "labels": labels, "dataset": dataset}
-    given = {
-        "label_pattern": label_pattern,
-        "backbone": backbone,
-        "weights": weights,
-        "flat": flat,
-        "preset": preset,
-    }
+    given = {"label_pattern": label_pattern, "backbone": backbone, "weights": weights, "flat": flat, "preset": preset}
 
     from streaming.training.tune import TuneOptions  # slow to import: usage errors above are reported first
     from streaming.training.tune import tune as run

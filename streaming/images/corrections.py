@@ -29,11 +29,7 @@ DIFFERENT = "rows give one image different labels"
 
 # A source normalised as `labels_csv` does: composed Unicode, forward slashes, no leading `./`.
 SOURCE = r"regexp_replace(replace(nfc_normalize(source), '\', '/'), '^\./', '')"
-KEY_OF = dict.fromkeys(KEYS, SOURCE) | {
-    "image_id": "image_id",
-    "id": "image_id",
-    "name": f"parse_filename({SOURCE})",
-}
+KEY_OF = dict.fromkeys(KEYS, SOURCE) | {"image_id": "image_id", "id": "image_id", "name": f"parse_filename({SOURCE})"}
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,7 @@ class _Pass:
 
 
 def featurize_partition(
-    batches: Iterator[pa.RecordBatch],
-    network: Callable[[], bytes],
-    task: FeaturizeTask,
-    done: "Accumulator[int]",
+    batches: Iterator[pa.RecordBatch], network: Callable[[], bytes], task: FeaturizeTask, done: "Accumulator[int]"
 ) -> Iterator[pa.RecordBatch]:
     """Featurize a partition's images into one Parquet file and commit it.
 

@@ -21,12 +21,7 @@ BYTES_PER_PARTITION = 32 * 1024**2  # of compressed features
 
 
 def labelled_features(
-    spark: SparkSession,
-    features: Table,
-    backbone_sha256: str,
-    *,
-    augmented: bool = False,
-    group_by: str | None = None,
+    spark: SparkSession, features: Table, backbone_sha256: str, *, augmented: bool = False, group_by: str | None = None
 ) -> DataFrame:
     """Return the features of every labelled image, once each.
 

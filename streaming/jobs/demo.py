@@ -151,11 +151,7 @@ def _imagestream(settings: Settings, *arguments: str | Path) -> None:
 def _running_stream(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     with (settings.work_dir / STREAM_LOG).open("wb") as file:
         stream = subprocess.Popen(
-            _command(settings, "stream"),
-            env=_environment(settings),
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
+            _command(settings, "stream"), env=_environment(settings), stdout=file, stderr=file, start_new_session=True
         )
     try:
         yield stream
@@ -209,10 +205,7 @@ def _read_result(settings: Settings, steps: list[Step]) -> DemoResult:
     batches = query(
         settings, "SELECT sum(input_rows)::BIGINT AS n, sum(element_at(seconds, 'batch')[1]) AS s FROM batches"
     ).to_pylist()[0]
-    confusion = query(
-        settings,
-        "SELECT label_true, label, count(*) AS n FROM predictions GROUP BY ALL ORDER BY ALL",
-    )
+    confusion = query(settings, "SELECT label_true, label, count(*) AS n FROM predictions GROUP BY ALL ORDER BY ALL")
     sample = query(
         settings,
         """

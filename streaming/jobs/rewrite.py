@@ -104,10 +104,7 @@ def replace_files(
 
 
 def write_copy(
-    place: str,
-    files: Sequence[LiveFile],
-    schema: pa.Schema,
-    change: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+    place: str, files: Sequence[LiveFile], schema: pa.Schema, change: Callable[[pa.Table], pa.Table] = lambda rows: rows
 ) -> AddAction:
     """Write a new file with the rows of files of one partition, next to the first of them.
 

@@ -66,9 +66,7 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
         TypeConverters.toString,
     )
     predictedLabelCol = param(
-        "predictedLabelCol",
-        "name of the column of predicted class names",
-        TypeConverters.toString,
+        "predictedLabelCol", "name of the column of predicted class names", TypeConverters.toString
     )
 
     def __init__(

@@ -71,20 +71,14 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
         f"name of the backbone: {', '.join(BACKBONES)}, or its name in Keras, such as InceptionV3",
         TypeConverters.toString,
     )
-    weights = param(
-        "weights",
-        "weights: imagenet, random, or a weights file saved by Keras",
-        TypeConverters.toString,
-    )
+    weights = param("weights", "weights: imagenet, random, or a weights file saved by Keras", TypeConverters.toString)
     output = param(
         "output",
         "output: pooled (channel means of the last feature map) or flat (all its values)",
         TypeConverters.toString,
     )
     inputSize = param(
-        "inputSize",
-        "input size [height, width] in pixels; the backbone's own if not set",
-        TypeConverters.toListInt,
+        "inputSize", "input size [height, width] in pixels; the backbone's own if not set", TypeConverters.toListInt
     )
     cacheDir = param(
         "cacheDir",

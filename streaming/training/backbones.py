@@ -89,12 +89,7 @@ def make_backbone(
     spec = find_backbone(backbone.name, backbone.output, backbone.size)
     on_step(f"preparing {spec.name}" + ("" if pixels is None else " in 8-bit integers"))
     exported = export_backbone(
-        spec.name,
-        backbone.weights,
-        cache_dir,
-        output=spec.output,
-        input_size=spec.input_size,
-        int8_calibration=pixels,
+        spec.name, backbone.weights, cache_dir, output=spec.output, input_size=spec.input_size, int8_calibration=pixels
     )
     return MadeBackbone(FeatureSource.of(exported), BackboneParts.of(exported, (), backbone.engine))
 

@@ -156,11 +156,7 @@ def judge(
 
 
 def compare(
-    candidate: Candidate,
-    champion: Bundle,
-    champion_rows: DataFrame,
-    seen: FittedOn,
-    objective: Objective = ACCURACY,
+    candidate: Candidate, champion: Bundle, champion_rows: DataFrame, seen: FittedOn, objective: Objective = ACCURACY
 ) -> Comparison:
     """Compare both on the candidate's held-out images, without those on which the champion was fitted.
 

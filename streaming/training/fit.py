@@ -141,10 +141,7 @@ def fit_classifier(
 
 def _fit_logistic_regression(rows: DataFrame, options: FitOptions) -> LogisticRegression:
     estimator = SparkLogisticRegression(
-        maxIter=options.max_iter,
-        regParam=options.reg_param,
-        elasticNetParam=options.elastic_net,
-        family="multinomial",
+        maxIter=options.max_iter, regParam=options.reg_param, elasticNetParam=options.elastic_net, family="multinomial"
     )
     model = estimator.fit(rows)
     return LogisticRegression(model.coefficientMatrix.toArray(), model.interceptVector.toArray())

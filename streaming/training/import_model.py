@@ -52,13 +52,7 @@ class ImportResult:
 
 
 def import_model(
-    registry: Registry,
-    file: Path,
-    *,
-    classes: str = AUTO,
-    scores: Scores | None = None,
-    by: str,
-    **options: Any,
+    registry: Registry, file: Path, *, classes: str = AUTO, scores: Scores | None = None, by: str, **options: Any
 ) -> ImportResult:
     """Register the model in a file; it becomes the champion if there is none.
 

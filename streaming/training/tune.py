@@ -176,10 +176,7 @@ def tune(
 
 
 def search(
-    variants: Sequence[Variant],
-    options: TuneOptions,
-    work: Path,
-    on_trial: Callable[[int], None] = lambda _: None,
+    variants: Sequence[Variant], options: TuneOptions, work: Path, on_trial: Callable[[int], None] = lambda _: None
 ) -> Tuned:
     """Search, continuing the study in `work` if there is one.
 
