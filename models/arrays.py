@@ -56,7 +56,6 @@ def read_npz(data: bytes, name: str) -> Arrays:
     """Read the arrays of an `.npz` without unpickling anything.
 
     Args:
-        data: the content of the file.
         name: the name of the file, for errors.
 
     Raises:
@@ -89,10 +88,7 @@ def checked_array(arrays: Arrays, name: str, shape: tuple[int | None, ...], dtyp
     """Return the array `name` after validating it.
 
     Args:
-        arrays: the arrays by name.
-        name: the array.
         shape: its shape, with None for any length.
-        dtype: its type.
 
     Raises:
         ModelError: the array is missing, has another shape or type, or contains NaN or infinite values.

@@ -42,7 +42,6 @@ def augment(image: Pixels, image_id: str, copy: int, how: Augmentation = DEFAULT
         image: (H, W, 3) uint8.
         image_id: with `copy`, the seed.
         copy: the number of the copy.
-        how: the ranges of the augmentation.
 
     Returns:
         (H, W, 3) uint8.

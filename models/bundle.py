@@ -81,11 +81,6 @@ class BackboneEntry(_Strict):
     def of(cls, exported: ExportedBackbone, resize: Resize = "stretch", engine: EngineName = "litert") -> Self:
         """The entry of an exported backbone.
 
-        Args:
-            exported: the backbone.
-            resize: how images are resized to its input.
-            engine: the engine that runs it.
-
         Raises:
             ModelError: `engine` is Keras and the backbone is quantised, which only the flatbuffer is.
         """

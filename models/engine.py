@@ -34,7 +34,6 @@ class LiteRTEngine:
 
         Args:
             flatbuffer: its bytes or file.
-            threads: the number of threads to run it with.
 
         Raises:
             ModelError: it is not a LiteRT model from uint8 (N, H, W, 3) to float32 (N, D).

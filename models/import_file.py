@@ -28,7 +28,6 @@ class Inspection:
     """The content of a model file.
 
     Attributes:
-        format: the name of the format.
         producer: the software that wrote the file.
         inputs, outputs: name, type and shape, in which 0 stands for a size that is not fixed.
         operators: the number of occurrences of each operator.

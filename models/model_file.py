@@ -10,8 +10,6 @@ class Tensor:
     """An input or output.
 
     Attributes:
-        name: its name.
-        dtype: its type.
         shape: its shape, with 0 for a size that is not fixed; None if it is unknown.
         quantization: (scale, zero point) of integers that represent (q − zero point) · scale, if quantised.
     """
@@ -29,7 +27,6 @@ class Contents:
     Attributes:
         opsets: versions of the operators by domain.
         producer: the software that wrote the file.
-        inputs, outputs: those of the network.
         operators: the number of occurrences of each operator, with its domain unless it is the format's own.
         parameters: the number of elements of all weights.
         metadata: texts by key.

@@ -186,7 +186,6 @@ def read_onnx(content: bytes | memoryview, folder: Path | None = None) -> Conten
     """Read and check a file.
 
     Args:
-        content: the file.
         folder: the folder of files with external weights; None to allow none.
 
     Raises:
@@ -201,8 +200,6 @@ def extract(content: bytes, tensor: str, folder: Path | None = None) -> bytes:
     """Extract the part of a checked file that computes one tensor, which becomes its only output.
 
     Args:
-        content: the file.
-        tensor: the name of the tensor.
         folder: the folder of files with external weights, which are included.
 
     Raises:

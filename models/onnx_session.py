@@ -28,7 +28,6 @@ class OnnxSession:
         """Check and load a file.
 
         Args:
-            content: the file.
             threads: the number of threads of one operator.
             providers: names of `PROVIDERS` by priority.
 

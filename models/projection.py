@@ -182,7 +182,6 @@ def fit_pca(sums: GramSums, explained_variance: float | None = 0.90, k: int | No
     """Fit an exact PCA from sums.
 
     Args:
-        sums: of the rows.
         explained_variance: keep the fewest components that explain at least this share of the variance.
         k: keep this number of components instead.
 
@@ -232,9 +231,7 @@ def projection_from_arrays(kind: str, n_in: int, arrays: Arrays) -> Projection:
     """Restore a projection from the arrays of `to_arrays`.
 
     Args:
-        kind: the projection's `kind`.
         n_in: D, the number of features.
-        arrays: the arrays by name.
 
     Raises:
         ModelError: an unknown kind, or arrays that are missing, of the wrong shape, or not finite.

@@ -84,7 +84,6 @@ def fit_randomized_pca(sketch: RangeSketch, explained_variance: float | None = N
     """Fit a PCA from a sketch; its `explained_variance_ratio` has length L.
 
     Args:
-        sketch: of the rows.
         explained_variance: keep the fewest components that explain at least this share of the variance.
         k: keep this number of components instead.
 

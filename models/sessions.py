@@ -11,9 +11,6 @@ def open_session(file_format: Format, content: bytes, threads: int = 1, provider
     """Check and load a network.
 
     Args:
-        file_format: the format of the file.
-        content: the content of the file.
-        threads: the number of threads.
         providers: execution providers of ONNX Runtime by priority.
 
     Raises:

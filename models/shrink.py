@@ -23,7 +23,6 @@ def shrink(data: bytes, max_side: int, limits: Limits = DEFAULT_LIMITS) -> bytes
     orientation is applied, the colour profile is kept, and other metadata, such as the location, is dropped.
 
     Args:
-        data: the encoded image.
         max_side: in pixels.
         limits: bounds on decoding; `max_bytes` is ignored.
 

@@ -61,7 +61,6 @@ def best_threshold(scores: ScoreHistogram, aim: ThresholdAim) -> float:
 
     Args:
         scores: of a model of two classes; see `models.evaluation.Evaluation.scores`.
-        aim: how the threshold is chosen.
 
     Raises:
         ModelError: other than two classes, or rows of one of them only.

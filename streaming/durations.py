@@ -14,7 +14,6 @@ def parse_duration(
     """Parse a duration such as 500ms, 10s, 15m, 24h or 7d.
 
     Args:
-        text: the duration.
         plain: the unit of a number without a unit; None if a unit is required.
         least_s, most_s: the limits, inclusive.
 

@@ -70,7 +70,6 @@ def cleaned(environment: Mapping[str, str], *, local: bool) -> dict[str, str]:
     """The environment without ignored variables, and with those that isolate child processes.
 
     Args:
-        environment: to clean.
         local: whether Spark runs on this machine, so that a cluster's configuration is ignored.
     """
     dropped = {*ignored(environment, local=local), *INTERPRETER}

@@ -246,7 +246,6 @@ class Configuration:
     """The settings and where their values come from.
 
     Attributes:
-        settings: the settings.
         origins: setting name → origin of its value, for settings that are not at their default.
         warnings: a line for each unknown variable IMAGESTREAM_….
     """

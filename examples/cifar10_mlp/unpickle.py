@@ -113,9 +113,7 @@ def read_batch(path: Path, width: int, n_classes: int) -> Batch:
     """Read a batch of images.
 
     Args:
-        path: the file.
         width: the number of values per image.
-        n_classes: the number of classes.
 
     Raises:
         ServiceError: as `read_pickle`, or the dictionary is not a batch.

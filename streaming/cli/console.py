@@ -98,10 +98,7 @@ def new_table(*names: str, title: str | None = None, lined: bool = False, head: 
     """Return an empty table whose cells are shown verbatim.
 
     Args:
-        names: column names.
-        title: title above the table.
         lined: whether to draw a line below the column names.
-        head: whether to show the column names.
     """
     from rich import box
     from rich.table import Table

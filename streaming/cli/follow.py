@@ -18,7 +18,6 @@ def follow_lines(
     """Write new predictions until SIGTERM, Ctrl-C or `limit` of them.
 
     Args:
-        settings: the settings.
         after: position after which to start: `latest`, `earliest`, or that of an earlier line.
         limit: maximum number of predictions; None for no limit.
         wanted: selects predictions by their row.

@@ -30,7 +30,6 @@ def list_rows(
     Args:
         rows: a mapping from column name to value per row.
         columns: the type of each column, as for `Rows.of_mappings`.
-        format_: the output format.
         output: the file; None or `-` for standard output.
     """
     write_rows(Rows.of_mappings(rows, columns), format_, output)

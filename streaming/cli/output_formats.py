@@ -111,7 +111,6 @@ def write_rows(
 
     Args:
         rows: the rows; consumed.
-        format_: the output format.
         output: the file; None or `-` for standard output. Parquet, which is binary, requires a file or `-`.
         spreadsheet: prefix text that a spreadsheet would evaluate as a formula with an apostrophe; CSV only.
 
@@ -141,7 +140,6 @@ def check_format(format_: Format, output: Path | None, *, spreadsheet: bool = Fa
     """Check the options of `write_rows` before any row is read.
 
     Args:
-        format_: the output format.
         output: the file; None for standard output.
         spreadsheet: whether formulas are prefixed with an apostrophe.
 

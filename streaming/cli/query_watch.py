@@ -24,11 +24,6 @@ def watch(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], eve
 
     A terminal is redrawn in place; elsewhere the results are written one after another.
 
-    Args:
-        ask: runs the query.
-        every_s: interval between queries in seconds.
-        format_: the output format.
-
     Returns:
         The number of results shown.
     """

@@ -26,8 +26,6 @@ def publish(dashboard: Dashboard, data: bytes, name: str, label: str | None = No
     """Publish an image to the topic and wait for the broker's acknowledgement.
 
     Args:
-        dashboard: the dashboard, which holds the producer.
-        data: the encoded image.
         name: file name, recorded as the image's source.
         label: the true label, if known.
 
@@ -60,11 +58,6 @@ def checked_label(label: str) -> str:
 def give_label(settings: Settings, image_id: str, label: str) -> None:
     """Append a label to the table `labels`, in which the latest label of an image takes precedence.
 
-    Args:
-        settings: the settings.
-        image_id: the image's id.
-        label: its true label.
-
     Raises:
         ServiceError: the label is invalid.
     """
@@ -79,8 +72,6 @@ def promote(settings: Settings, version: int, alias: Alias, why: str) -> Move:
     """Move an alias to a version after checking its golden predictions; a running stream follows.
 
     Args:
-        settings: the settings.
-        version: version number.
         alias: champion or challenger.
         why: reason recorded in the alias's history; may be empty.
 

@@ -20,7 +20,6 @@ def throughput(rows: Rows, window: Window, swaps: Rows) -> alt.LayerChart:
 
     Args:
         rows: rows of `data.throughput`.
-        window: the time range of the chart.
         swaps: rows of `data.swaps`.
     """
     frame = _frame(rows, version=str)
@@ -77,8 +76,6 @@ def per_step(rows: Rows, window: Window, column: str, title: str) -> alt.LayerCh
     """Bars of one count over time.
 
     Args:
-        rows: the rows of the query.
-        window: the time range of the chart.
         column: the column to sum.
         title: title of the y-axis.
     """
@@ -99,7 +96,6 @@ def counts(rows: Rows, name: str, value: str, title: str) -> alt.LayerChart:
     """A horizontal bar for each row, in the given order.
 
     Args:
-        rows: the rows of the query.
         name: column of the labels.
         value: column of the lengths.
         title: title of the x-axis.

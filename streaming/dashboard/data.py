@@ -39,8 +39,6 @@ class Filter:
     """A filter of predictions; empty attributes and None select all.
 
     Attributes:
-        labels: predicted classes.
-        versions: model versions.
         confidence: minimum and maximum confidence, both inclusive.
         source: substring of the image's source.
         judged: `right` or `wrong`, of predictions whose true label is known.
@@ -149,13 +147,7 @@ def throughput(reader: Reader, window: Window) -> Rows:
 
 
 def swaps(reader: Reader, window: Window, limit: int = 20) -> Rows:
-    """Return the changes of model version, newest first: moment, version, before.
-
-    Args:
-        reader: the tables.
-        window: the time range.
-        limit: maximum number of rows.
-    """
+    """Return the changes of model version, newest first: moment, version, before."""
     return reader.rows(SWAPS, since=window.since, limit=limit)
 
 
@@ -189,8 +181,6 @@ def predictions(reader: Reader, wanted: Filter, *, limit: int, skip: int = 0) ->
     """Return a page of the predictions that match a filter.
 
     Args:
-        reader: the tables.
-        wanted: the filter.
         limit: number of predictions per page.
         skip: number of predictions before the page.
     """
@@ -222,10 +212,7 @@ def one_prediction(reader: Reader, topic: str, partition: int, offset: int) -> d
     """Return a message's prediction and the commit time of its batch; None if it has none.
 
     Args:
-        reader: the tables.
         topic: name of the topic in the tables.
-        partition: the partition.
-        offset: the offset.
     """
     rows = reader.rows(ONE, topic=topic, partition=partition, offset=offset)
     return rows[0] if rows else None
@@ -240,10 +227,7 @@ def quarantined(reader: Reader, reason: str | None, *, limit: int, skip: int = 0
     """Return a page of quarantined messages without their bytes, newest first.
 
     Args:
-        reader: the tables.
         reason: reason to select; None for all.
-        limit: maximum number of rows.
-        skip: number of rows to skip.
     """
     return reader.rows(QUARANTINED, reason=reason, limit=limit, skip=skip)
 
@@ -252,10 +236,7 @@ def one_quarantined(reader: Reader, topic: str, partition: int, offset: int) -> 
     """Return reason, stage, detail and bytes (`value`) of a quarantined message; None if it is not quarantined.
 
     Args:
-        reader: the tables.
         topic: name of the topic in the tables.
-        partition: the partition.
-        offset: the offset.
     """
     rows = reader.rows(ONE_BAD, topic=topic, partition=partition, offset=offset)
     return rows[0] if rows else None

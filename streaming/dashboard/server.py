@@ -47,7 +47,6 @@ def run_dashboard(
     Args:
         dashboard: the state shared by the pages.
         script: the script that Streamlit runs for every session.
-        host: address to listen on.
         port: port to listen on; 0 for any free port.
         token: token that a browser must present; required unless `host` is loopback.
         on_start: called with the URL once the port is bound.

@@ -41,8 +41,6 @@ class Asynchronous:
         """Serve one worker until it ends.
 
         Args:
-            channel: the connection to the worker.
-            worker: number of the worker.
             attempt: number of its task attempt.
 
         Raises:
@@ -79,9 +77,7 @@ class Asynchronous:
         """Handle the loss of a worker; return False if another attempt has already replaced it.
 
         Args:
-            worker: number of the worker.
             attempt: number of its task attempt.
-            why: the reason.
         """
         return self._attempts.get(worker) == attempt
 

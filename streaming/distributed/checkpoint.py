@@ -24,7 +24,6 @@ class Checkpoint:
 
     Attributes:
         state: weights and optimizer state.
-        history: the history so far.
         settings: the settings that must not change.
         learning_rate: learning rate after the callbacks of the last epoch; None in a checkpoint of an earlier release.
         callbacks: the result of `callback_states`; None in a checkpoint of an earlier release.

@@ -57,7 +57,6 @@ class WorkerEpoch:
     """One worker's epoch.
 
     Attributes:
-        worker: number of the worker.
         epoch: number of the epoch, from 0.
         seconds: duration.
         training: counts on training images, each before its own step.
@@ -79,8 +78,6 @@ class WorkerEpoch:
         """Parse a worker's report; raises KeyError, TypeError or ValueError if it is invalid.
 
         Args:
-            worker: number of the worker.
-            epoch: number of the epoch.
             meta: the message's JSON object.
         """
         counts = {name: Counts(**meta[name]) for name in ("training", "validation")}
@@ -124,7 +121,6 @@ class History:
 
     Attributes:
         mode, frequency: how the workers' updates were combined.
-        workers: number of workers.
         parameters: number of trainable parameters.
         epochs: the finished epochs.
         seconds: total duration.

@@ -192,8 +192,6 @@ def connect(address: tuple[str, int], token: bytes, sizes: frozenset[int], timeo
     """Connect to the server and authenticate it.
 
     Args:
-        address: host and port.
-        token: the training's token.
         sizes: permitted numbers of values of a frame, besides 0.
         timeout_s: time after which a silent server is considered lost.
 

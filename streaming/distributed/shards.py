@@ -39,11 +39,6 @@ def shard(rows: DataFrame, workers: int, seed: int) -> DataFrame:
     """Partition rows (image_id, label, validation, source, content), one partition per worker.
 
     Training and validation images are assigned round-robin in the order of a hash. Only names are sorted, not images.
-
-    Args:
-        rows: the rows.
-        workers: number of workers.
-        seed: random seed.
     """
     ordered = Window.partitionBy("validation").orderBy(F.xxhash64("image_id", F.lit(seed)), "image_id", "source")
     names = rows.select("image_id", "source", "validation")

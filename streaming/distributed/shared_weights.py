@@ -72,7 +72,6 @@ class SharedWeights:
         """Add a worker's update; called by one thread per worker.
 
         Args:
-            worker: number of the worker.
             change: the update, (N,) float32.
             version: version of the weights from which it was computed.
         """

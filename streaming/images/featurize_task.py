@@ -101,8 +101,6 @@ def featurize_partition(
     Args:
         batches: columns source, label, content and, if the table is not empty, known_id and known_label.
         network: returns the content of the network's file.
-        task: the task's parameters.
-        done: counter of finished images.
 
     Yields:
         The task's report, in the schema `REPORT`.

@@ -87,7 +87,6 @@ def read_folder(
         folder: a path, or the URI of a folder in a bucket, where images are recognised by name only.
         pattern: pattern of the label in a path; None for the parent folder's name.
         labels_csv: CSV of labels; None for the parent folder's name.
-        keep_unlabelled: whether to keep files without a label.
 
     Raises:
         ServiceError: the folder does not exist or has no images, or the pattern, CSV or metadata cannot be used.

@@ -25,8 +25,6 @@ def images_frame(spark: SparkSession, images: Dataset | Sequence[LabelledFile], 
     """Return rows (source, label, content) in partitions of about the same number of images and bytes.
 
     Args:
-        spark: the session.
-        images: a data set, or labelled files.
         tasks: (number of images, their size in bytes) → number of partitions.
 
     Returns:
@@ -53,9 +51,7 @@ def stored_features(spark: SparkSession, table: Table, backbone_sha256: str) -> 
     """Return this backbone's features of images, without augmented copies; None if the table is empty.
 
     Args:
-        spark: the session.
         table: the table `features`.
-        backbone_sha256: SHA-256 of the backbone.
 
     Returns:
         The table's columns and `at`, the time of the row.
@@ -76,7 +72,6 @@ def arrow_function(function: Callable[..., pa.Array], returns: str) -> Callable[
     """Turn a function of annotated Arrow arrays into a function of columns that runs in Python workers.
 
     Args:
-        function: the function.
         returns: DDL type of the resulting column.
     """
     made: Callable[..., Column] = F.arrow_udf(function, returns)  # type: ignore[attr-defined]  # new in Spark 4.1
@@ -87,9 +82,7 @@ def read_files(spark: SparkSession, files: Sequence[str], schema: pa.Schema = FE
     """Return the rows of a table's Parquet files; a column that a file does not have is null.
 
     Args:
-        spark: the session.
         files: paths or URIs of the files.
-        schema: the schema of the table.
     """
     if files and is_uri(files[0]):
         return _fetched(spark, files, schema)
@@ -122,9 +115,7 @@ def known_images(spark: SparkSession, table: Table, backbone_sha256: str) -> Dat
     """Return the table's latest row of each source (source, known_id, known_label); None if the table is empty.
 
     Args:
-        spark: the session.
         table: the table `features`.
-        backbone_sha256: SHA-256 of the backbone.
     """
     stored = stored_features(spark, table, backbone_sha256)
     if stored is None:
@@ -140,7 +131,6 @@ def featurized_rows(frame: DataFrame, table: Table, backbone_sha256: str) -> Dat
     Args:
         frame: the result of `images_frame`.
         table: the table `features`.
-        backbone_sha256: SHA-256 of the backbone.
     """
     spark = frame.sparkSession
     stored = stored_features(spark, table, backbone_sha256)
@@ -161,7 +151,6 @@ def count_duplicates(frame: DataFrame, table: Table, backbone_sha256: str) -> tu
     Args:
         frame: the result of `images_frame`.
         table: the table `features`.
-        backbone_sha256: SHA-256 of the backbone.
     """
     rows = featurized_rows(frame, table, backbone_sha256)
     if rows is None:

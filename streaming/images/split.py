@@ -57,8 +57,6 @@ class Sides:
         Args:
             holdout: fraction of held-out images.
             validation: fraction of the remaining images used for validation.
-            seed: the seed.
-            group_by: grouping of images.
         """
         return cls(Split(seed, holdout, group_by), Split(seed + 1, validation, group_by))
 

@@ -45,8 +45,6 @@ def compare_with_broker(settings: Settings, bootstrap_servers: str, report: Audi
     """Compare all batches with the messages in Kafka, and add the result to the report.
 
     Args:
-        settings: of the home.
-        bootstrap_servers: Kafka's addresses.
         report: of the audit of the tables.
 
     Raises:

@@ -75,7 +75,6 @@ def erase(settings: Settings, ids: Collection[str], by: str) -> Erasure:
     """Erase images from all tables of the home, and record it in the table `erased`.
 
     Args:
-        settings: of the home.
         ids: image ids as in the tables.
         by: who requested it, for the record.
 

@@ -46,9 +46,7 @@ def write_feature_files(
     Args:
         rows: source, image_id, label, features (array<float>).
         n: approximate number of rows.
-        projection: of the features.
         output: a path, or a URI.
-        format_: of the output.
 
     Returns:
         The number of rows written.

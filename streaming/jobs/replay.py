@@ -47,7 +47,6 @@ class ReplayOptions:
 
     Attributes:
         reason: of the quarantine; by default any.
-        limit: the maximum number of rows.
         again: whether to include rows that have been replayed before.
     """
 
@@ -101,9 +100,6 @@ def replay(
     """Publish quarantined messages again, each to its original topic, and mark them.
 
     Args:
-        settings: of the home.
-        bootstrap_servers: Kafka's addresses.
-        options: which rows to replay.
         on_progress: called after each file.
 
     Raises:
@@ -165,7 +161,6 @@ def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, l
     """Set `replayed_at` of rows, in one commit.
 
     Args:
-        settings: of the home.
         identities: topic, partition and offset of the rows.
         at: the new value.
         likely: the file in which they were last; if maintenance has merged it with others, all files are searched.

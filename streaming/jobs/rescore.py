@@ -71,7 +71,6 @@ class Rescored:
     """The result of a run.
 
     Attributes:
-        version: of the model.
         bundle_sha256: of the model.
         rows: answers that this run added.
         there_before: answers of this version that existed before.
@@ -119,8 +118,6 @@ def rescore(
     """Score every message with stored features with model `version`, and add the answers to the table `rescored`.
 
     Args:
-        settings: of the home.
-        version: of the model.
         allow_missing: whether to continue if some predictions have no features.
         workers: the number of threads; by default one per core.
         on_rows: called with the number of rows read, repeatedly.
@@ -152,8 +149,6 @@ def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_mi
     """Check that a version can rescore the stored features.
 
     Args:
-        settings: of the home.
-        bundle: of the version.
         version: of the model, for errors.
         allow_missing: whether some predictions may have no features.
 

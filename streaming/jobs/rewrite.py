@@ -80,10 +80,7 @@ def replace_files(
     """Replace files by others in one commit.
 
     Args:
-        log: of the table.
         number: `log.next_rewrite()` of the version that `removes` are from.
-        removes: the files to remove.
-        adds: the files to add.
         data_change: False if the rows are the same as before.
 
     Returns:
@@ -111,7 +108,6 @@ def write_copy(
     Args:
         place: of the table, a path or a URI.
         files: of one partition.
-        schema: of the new file.
         change: called with some of the rows at a time; returns the rows to write.
 
     Returns:

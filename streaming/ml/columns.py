@@ -32,8 +32,6 @@ def check_outputs(stage: str, schema: StructType, names: list[str]) -> None:
 
     Args:
         stage: the stage's name, for messages.
-        schema: the schema of the input.
-        names: names of the output columns.
 
     Raises:
         ServiceError: they are not.
@@ -65,8 +63,6 @@ def check_input(stage: str, schema: StructType, name: str, *kinds: Kind) -> Data
 
     Args:
         stage: the stage's name, for messages.
-        schema: the schema of the input.
-        name: name of the column.
         kinds: what the column may contain.
 
     Raises:
@@ -100,7 +96,6 @@ def computed(function: Callable[[Iterator[Any]], Iterator[Any]], values: Column,
 
     Args:
         function: the function, with the type hints that Spark reads.
-        values: the column.
         result_ddl: DDL type of the result.
     """
     make: Any = arrow_udf  # its overloads do not cover type hints

@@ -29,13 +29,7 @@ class KeywordParams(Params):
 
 
 def param(name: str, doc: str, converter: Callable[[Any], Value]) -> Param[Value]:
-    """Return a Param of the class that it is assigned in, declared as in Spark ML's own stages.
-
-    Args:
-        name: name of the Param.
-        doc: its description.
-        converter: converts a value to its type.
-    """
+    """Return a Param of the class that it is assigned in, declared as in Spark ML's own stages."""
     return Param(Params._dummy(), name, doc, converter)
 
 
@@ -83,7 +77,6 @@ class FromImages(KeywordParams):
         """Add a column for each of `results`, and the column of reasons.
 
         Args:
-            rows: the rows.
             computed: a struct of `streaming.images.ml_worker.RESULT_DDL`.
             results: name of a column → function from array<float> to its value.
         """

@@ -101,7 +101,6 @@ def read_bounded(
     """The messages of offset ranges.
 
     Args:
-        reader: of the broker.
         ranges: topics by their names in the tables.
         kafka_names: topic in the tables → topic in Kafka.
     """

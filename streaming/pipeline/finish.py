@@ -62,8 +62,6 @@ def apply(
     """Complete a decided batch.
 
     Args:
-        decision: the batch.
-        tables: to commit to.
         fresh: whether this process has just decided the batch, so that its files need no check.
         answers: sends the answers; required if the decision has any.
         on_step: called with the name of each table when it has its files, and, from another thread, with "send" and
@@ -113,9 +111,7 @@ def finish_decided(
     """Complete every decided batch.
 
     Args:
-        settings: of the home.
         stream: the stream's name.
-        tables: to commit to.
         answers: kept open by the caller; by default, one is opened and closed here.
 
     Returns:

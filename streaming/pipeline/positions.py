@@ -341,7 +341,6 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
     """The plan of one topic, from the stream's positions and from what Kafka has.
 
     Args:
-        positions: of the stream.
         topic: as Kafka describes it.
         accept: what the user has agreed to.
 

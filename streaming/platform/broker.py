@@ -83,7 +83,6 @@ def start_broker(
     """Start the home's broker, and wait until it answers.
 
     Args:
-        settings: of the home.
         port: the port to listen on; by default the last one or 9092, or a free one if that is taken.
         timeout_s: how long to wait for an answer.
         on_progress: called for the jars that are fetched, if any are missing.

@@ -31,10 +31,8 @@ class EngineChoice:
     """The engine that runs a network.
 
     Attributes:
-        engine: its name.
         providers: execution providers of ONNX Runtime.
         results: of the compared engines; None or empty if there was no choice.
-        why: the reason for the choice.
     """
 
     engine: EngineName

@@ -76,7 +76,6 @@ def install_jars(jars_dir: Path, java: Path, on_progress: Progress | None = None
     A jar is moved into `jars_dir` only if its SHA-256 is the locked one, and by one process at a time.
 
     Args:
-        jars_dir: the folder of the jars.
         java: the executable that runs Ivy.
         on_progress: see `Progress`.
         verify: whether to check the hashes of existing jars, not only their sizes.

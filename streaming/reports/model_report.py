@@ -45,8 +45,6 @@ def read_model_report(settings: Settings, version: int, against: int | None = No
     """Evaluate a version, and compare it with another one.
 
     Args:
-        settings: the settings.
-        version: version number.
         against: the version to compare with; None for no comparison.
 
     Raises:
@@ -72,12 +70,9 @@ def model_report(
     """Return the report on `ours`, compared with `other`; errors as for `read_model_report`.
 
     Args:
-        spark: the session.
-        home: the home.
         features: the table `features`.
         ours: the version.
         other: the version to compare with; None for no comparison.
-        seed: random seed of the samples.
     """
     bundle, head = ours.bundle, load_head(ours.bundle)
     group_by = bundle.manifest.training_data.group_by

@@ -33,8 +33,6 @@ class DataFile:
 
     Attributes:
         path: relative to the table's directory, parts joined by `/`.
-        bytes: its size.
-        rows: the number of its rows.
         partition: partition column → value, None for null.
         stats: statistics in JSON for the table's log; by default, the log has only the number of rows.
     """
@@ -53,7 +51,6 @@ class FileSink:
 
     Args:
         directory: of the table; None discards all rows.
-        schema: of the file.
     """
 
     def __init__(self, directory: str | None, schema: pa.Schema) -> None:
@@ -113,7 +110,6 @@ def read_batches(
     A batch is at most a row group; the stream and compaction write groups of about 64 MB.
 
     Args:
-        file: to read.
         columns: to read; by default all.
         max_rows: the maximum number of rows in a batch.
     """

@@ -59,7 +59,6 @@ class LiveFile:
 
     Attributes:
         path: relative to the table, not percent-encoded.
-        bytes: its size.
         modified: milliseconds since 1970, by the clock of the writer.
         partition: partition column → value.
     """
@@ -162,10 +161,7 @@ class TableLog:
         """Add and remove files in one entry, with transaction `number` of the application.
 
         Args:
-            adds: the files to add.
-            app_id: the application.
             number: of its transaction.
-            removes: the files to remove.
 
         Returns:
             Whether the entry was written; False if the log has that transaction or a later one, or if a file to be

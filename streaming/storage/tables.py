@@ -255,8 +255,6 @@ class Table:
         The files are written and committed here because `write_deltalake` takes 0.1 ms for each file of the table.
 
         Args:
-            rows: with the columns of the table.
-            app_id: the application.
             version: of its transaction.
 
         Returns:

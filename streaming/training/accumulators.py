@@ -52,9 +52,7 @@ def range_sketch(rows: DataFrame, size: int, seed: int) -> RangeSketch:
     """Return the sketch of a randomized PCA of the column `features`, 16·D·`size` bytes on the driver.
 
     Args:
-        rows: the rows.
         size: number of columns of the sketch.
-        seed: random seed.
 
     Raises:
         ServiceError: there are no rows.

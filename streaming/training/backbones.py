@@ -75,10 +75,8 @@ def make_backbone(
     """Export a named backbone, or import one from a model file.
 
     Args:
-        backbone: the options.
         cache_dir: folder of exports.
         scratch: existing folder for an imported network; must live as long as the result.
-        on_step: called with a description of each step.
         pixels: images (N, height, width, 3) to calibrate 8-bit integers with; None for float32.
 
     Raises:

@@ -29,8 +29,6 @@ def calibration_images(dataset: Dataset, split: Split, rows: DataFrame, size: tu
         evenly. Only names, labels and the bytes of `CANDIDATES` images are read; workers decode the images.
 
     Args:
-        dataset: the data set.
-        split: the split into training and held-out images.
         rows: columns image_id and, if the split is grouped, group_id.
         size: height and width in pixels.
 
@@ -63,9 +61,7 @@ def in_turn(rows: DataFrame, column: str, n: int) -> DataFrame:
     """Return `n` of the rows (label, `column`, …), round-robin over the classes in order of the hash of `column`.
 
     Args:
-        rows: the rows.
         column: a column that identifies a row.
-        n: number of rows to return.
     """
     order = (F.xxhash64(column), F.col(column))
     turn = F.row_number().over(Window.partitionBy("label").orderBy(*order))

@@ -61,7 +61,6 @@ class BackboneParts:
         """Return the parts of an exported backbone that `engine` runs.
 
         Args:
-            exported: the exported backbone.
             golden: images for the golden predictions.
             engine: engine that runs the backbone in the stream.
         """
@@ -106,7 +105,6 @@ def make_candidate(rows: DataFrame, options: FitOptions, backbone: BloomFilter |
     Args:
         rows: columns image_id, known_as, label, features, group_id if grouped, and augmentation with augmented copies,
             which are used for fitting only; persisted and in the order of `streaming.training.fit.in_order`.
-        options: the fitting options.
         backbone: images on which the backbone was trained, which are excluded from the evaluation.
 
     Raises:
@@ -132,8 +130,6 @@ def judge(
     """Evaluate a fitted model on the held-out side of a split.
 
     Args:
-        fitted: the model.
-        split: the split.
         images: columns image_id, known_as, label, features and, if grouped, group_id, of both sides.
         record: settings for the manifest.
         backbone: images on which the backbone was trained, which are excluded from the evaluation.
@@ -161,11 +157,8 @@ def compare(
     """Compare both on the candidate's held-out images, without those on which the champion was fitted.
 
     Args:
-        candidate: the candidate.
-        champion: the champion's bundle.
         champion_rows: columns image_id, known_as, label, features of the champion's backbone, group_id if grouped.
         seen: images on which the champion was fitted.
-        objective: the objective.
     """
     head = load_head(champion)
     ids = candidate.holdout.select("image_id")
@@ -184,8 +177,6 @@ def register(
     """Register the candidate, or find the version with the identical bundle.
 
     Args:
-        registry: the registry.
-        candidate: the candidate.
         parts: the backbone and golden images.
         more: further metrics for the manifest.
 
@@ -213,12 +204,9 @@ def write_model(
 
     Args:
         directory: the folder to write, which must not exist.
-        fitted: the model.
         parts: the backbone and golden images.
         data: facts about the training data.
-        metrics: metrics for the manifest.
         record: settings for the manifest.
-        drift: the drift reference.
         seen: images on which the model was fitted.
     """
     head, entry = fitted.head, parts.entry

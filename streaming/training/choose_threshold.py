@@ -26,10 +26,8 @@ def with_threshold(fitted: Fitted, training: DataFrame, options: FitOptions) -> 
     """Return the model with the threshold selected as the options request; unchanged if they request none.
 
     Args:
-        fitted: the model.
         training: the rows on which it was fitted: columns image_id, label, features and, with augmented copies,
             augmentation; copies are not used for the selection.
-        options: the fitting options.
 
     Raises:
         ServiceError: there are not exactly two classes, or too few images of one.
@@ -61,8 +59,6 @@ def tuned_threshold(rows: DataFrame, head: Head, aim: ThresholdAim) -> float:
 
     Args:
         rows: columns label and features.
-        head: the head.
-        aim: the criterion.
 
     Raises:
         ModelError: the head does not have two classes, or the rows have only one class.

@@ -56,7 +56,6 @@ def fit(training: DataFrame, options: FitOptions) -> Fitted:
     Args:
         training: columns image_id, label, features (array<float>); persisted by the caller, and in the order of
             `in_order` for a reproducible model.
-        options: the fitting options.
 
     Raises:
         ServiceError: there are fewer than two classes.
@@ -82,7 +81,6 @@ def in_order(rows: DataFrame, n_features: int) -> DataFrame:
 
     Args:
         rows: columns image_id, features and, if an image_id is not unique, augmentation.
-        n_features: width of the features.
     """
     row_bytes = 4 * n_features
     partitions = max(2, math.ceil(rows.count() * row_bytes / BYTES_PER_PARTITION))
@@ -96,8 +94,6 @@ def fit_projection(training: DataFrame, n: int, options: FitOptions) -> Projecti
 
     Args:
         training: column features (array<float>).
-        n: number of rows.
-        options: the fitting options.
     """
     first = training.select(F.size("features")).first()
     width = int(first[0]) if first else 0
@@ -124,10 +120,7 @@ def fit_classifier(
 
     Args:
         training: columns image_id, label, features (array<float>).
-        n: number of rows.
         classes: class names in the order of the outputs.
-        projection: the fitted projection.
-        options: the fitting options.
     """
     _cache_in_batches_of(training, 8 * projection.n_out)
     rows = _projected(training, n, projection, classes).persist()

@@ -72,11 +72,8 @@ def pair(
     """Compare the predictions of two models on the images that both have rows of (image_id, label, features).
 
     Args:
-        candidate: the candidate's head.
         candidate_rows: features of the candidate's backbone; their labels are used.
-        champion: the champion's head.
         champion_rows: features of the champion's backbone.
-        objective: the objective.
 
     Raises:
         ModelError: the objective requires two classes and the candidate does not have two.
@@ -115,7 +112,6 @@ def looks_at(registry: Registry, champion: int, seed: int) -> int:
     These are the versions registered after it with the same seed; dry runs do not count.
 
     Args:
-        registry: the registry.
         champion: version of the champion.
         seed: seed of the split.
     """

@@ -16,8 +16,6 @@ class ImportedBundle:
     """The result of an import.
 
     Attributes:
-        version: version number.
-        sha256: SHA-256 of the bundle.
         is_new: whether the bundle was not registered yet.
         alias: the alias assigned to it.
     """
@@ -32,7 +30,6 @@ def import_bundle(registry: Registry, file: Path, *, by: str, alias: Alias | Non
     """Register the version in a zip; the first model of a home becomes the champion.
 
     Args:
-        registry: the registry.
         file: the zip.
         by: name recorded in the alias's history.
         alias: alias to assign; None for none unless it is the first model.

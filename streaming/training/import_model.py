@@ -31,10 +31,7 @@ class ImportResult:
     """An imported model.
 
     Attributes:
-        version: version number.
-        sha256: SHA-256 of the bundle.
         is_new: whether the model was not registered yet.
-        network: the imported network.
         classes: class names in the order of the scores.
         scores: type of the model's output.
         champion: whether it became the champion.
@@ -57,8 +54,6 @@ def import_model(
     """Register the model in a file; it becomes the champion if there is none.
 
     Args:
-        registry: the registry.
-        file: the model file.
         classes: a file with class names, or `auto` for those in the model file, else numbers.
         scores: type of the model's output; None to determine it from sample images.
         by: name recorded in the alias's history.

@@ -34,7 +34,6 @@ def track_run(
 
     Args:
         uri: URL of the server.
-        name: name of the run.
         parameters: parameters, truncated to MLflow's maximum length.
         metrics: metrics; those that are not finite are skipped.
         tags: tags, truncated to MLflow's maximum length.

@@ -116,7 +116,6 @@ class CNNResult:
         model: the registered version, evaluated on the held-out images.
         training: evaluation on the training images.
         at_half: evaluation on the held-out images without a threshold.
-        history: the history of the training.
         bad: image → why it could not be read, for the first ones.
         n_bad: number of images that could not be read.
         history_file: file with `history` as JSON.
@@ -146,14 +145,10 @@ def train_cnn(
     """Train, export, evaluate and register a CNN; it becomes the champion if it is the first model or passes the gate.
 
     Args:
-        settings: the settings.
-        dataset: the labelled images.
         network: the network and the split.
         options: the options of the trainer.
-        gate: the options of the gate.
         resume: continue an interrupted training after its last complete epoch.
         on_step: called with a description of each step.
-        on_epoch: called after each epoch.
         on_progress: called with the progress of a worker.
 
     Raises:
@@ -236,7 +231,6 @@ def labels_of(images: DataFrame, given: DataFrame | None, group_by: str | None) 
     Args:
         images: columns image_id, source, label.
         given: the result of `given_labels`.
-        group_by: grouping of images.
 
     Returns:
         Columns image_id, source, label and, with `group_by`, group_id.
@@ -282,9 +276,7 @@ def export_trained(
     """Split a trained network into its backbone, exported to LiteRT and verified against Keras, and its head.
 
     Args:
-        architecture: name of the architecture.
         input_size: height and width in pixels; None for the network's own.
-        trained: the trained network.
         cache_dir: folder of exports.
     """
     from models.cnn import head_of, save_body
@@ -309,9 +301,7 @@ def as_bundle(
     """Return a trained network as a bundle in memory, without a registry.
 
     Args:
-        architecture: name of the architecture.
         input_size: height and width in pixels; None for the network's own.
-        trained: the trained network.
         golden: images for the golden predictions.
         scratch: folder for the export and the bundle's files.
     """

@@ -57,8 +57,6 @@ class TuneOptions:
         seed: random seed of the search and the split.
         validation: fraction of the training side used to compare settings.
         holdout: fraction of the images that is held out.
-        projections: projections to try.
-        classifiers: classifiers to try.
     """
 
     trials: int = 30
@@ -111,7 +109,6 @@ class Tuned:
         front: numbers of the trials on the Pareto front of accuracy and throughput (or number of components).
         failed: trial number → reason, for settings that could not be fitted.
         resumed: number of trials of earlier runs.
-        variants: the variants of the features.
         rows: number of images (fitted on, validated on).
         study: the journal of the study.
         warnings: inferred properties of a backbone from a file, one line each.
@@ -142,8 +139,6 @@ def tune(
     """Search on the stored features of the champion's backbone, or on those of a data set.
 
     Args:
-        settings: the settings.
-        options: the options of the search.
         source: images to compute features of; None for the stored features.
         on_step: called with a description of each step.
         on_trial: called with the number of finished trials after each batch.
@@ -182,7 +177,6 @@ def search(
 
     Args:
         variants: at least one variant of the features of the same images.
-        options: the options of the search.
         work: folder for the study.
         on_trial: called with the number of finished trials after each batch.
 
@@ -258,7 +252,6 @@ class _Job:
         """Fit batches of trials in threads and record them in order, so that the same seed gives the same search.
 
         Args:
-            study: the study.
             done: number of trials that have finished.
             on_trial: called with the number of finished trials after each batch.
         """

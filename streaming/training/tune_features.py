@@ -43,8 +43,6 @@ class Variant:
         name: unique name, e.g. `160 int8`.
         input_size, precision: the options with which training computes the same features; None for the backbone's own.
         sha256: SHA-256 of the backbone.
-        n_features: width of the features.
-        classes: class names.
         fit_rows, validation_rows: columns image_id, label, features; persisted.
         n_fit, n_validation: number of these rows.
         fingerprint: hash of the images and labels of both.
@@ -80,10 +78,7 @@ def stored_variant(
     """Return the champion's stored features; only the golden images of its bundle are read.
 
     Args:
-        spark: the session.
         features: the table `features`.
-        champion: the champion's bundle.
-        sides: the split.
         trained_on: images on which the backbone was trained, which are excluded from validation.
 
     Raises:

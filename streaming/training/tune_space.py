@@ -98,9 +98,6 @@ def make_space(
     """Return the search space; an exact PCA that exceeds the memory limit is replaced by a randomized one.
 
     Args:
-        projections: projections to try.
-        classifiers: classifiers to try.
-        n_features: width of the features.
         n_rows: number of training rows.
         base: the settings that are not searched.
 
@@ -132,8 +129,6 @@ def command_of(options: FitOptions, command: Sequence[str], *, every: bool = Fal
     """Return `command` with flags for the settings.
 
     Args:
-        options: the settings.
-        command: words of the command.
         every: include settings at their default, for a command whose defaults are the champion's settings.
     """
     words = list(command)
