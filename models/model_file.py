@@ -1,7 +1,6 @@
 """The content of model files, common to all formats."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -47,11 +46,8 @@ class Contents:
     @property
     def classes(self) -> str | None:
         """The class names that exporters store in a file, as text; None if there are none."""
-        return _names_in(self.metadata)
-
-
-def _names_in(metadata: Mapping[str, str]) -> str | None:
-    return next((metadata[key] for key in ("names", "classes", "class_names", "labels") if key in metadata), None)
+        names = ("names", "classes", "class_names", "labels")
+        return next((self.metadata[key] for key in names if key in self.metadata), None)
 
 
 def one_line(error: Exception, limit: int = 300) -> str:

@@ -102,11 +102,6 @@ class NetworkEngine:
     def _reduced(self, values: Features) -> Features:
         """The mean over all positions of a map (or a sequence, (N, T, C)) if pooled, else the flattened map."""
         if self._pooled and values.ndim > 2:  # noqa: PLR2004
-            places = (
-                tuple(range(2, values.ndim)) if self._channels_first(values.ndim) else tuple(range(1, values.ndim - 1))
-            )
-            values = values.mean(axis=places)
+            first = 2 if self._layout == "nchw" and values.ndim == 4 else 1  # noqa: PLR2004
+            values = values.mean(axis=tuple(range(first, first + values.ndim - 2)))
         return values.reshape(len(values), -1)
-
-    def _channels_first(self, dimensions: int) -> bool:
-        return self._layout == "nchw" and dimensions == 4  # noqa: PLR2004

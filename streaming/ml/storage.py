@@ -61,11 +61,6 @@ class StageWriter(MLWriter):
         self.sparkSession.createDataFrame(table).coalesce(1).write.parquet(f"{path}/data")
 
 
-def _restore_uid(stage: Params, uid: str) -> None:
-    """Give a loaded stage its saved id, as pyspark's own readers do; there is no public method for it."""
-    stage._resetUid(uid)
-
-
 class StageReader(MLReader[Stored], Generic[Stored]):
     """Reads a saved stage and verifies its hashes."""
 
@@ -85,7 +80,7 @@ class StageReader(MLReader[Stored], Generic[Stored]):
             if metadata["class"] != expected:
                 raise DataError(f"{path}: expected a saved {expected}, got {metadata['class']}")
             stage = self._cls.from_files(self._read_files(path, metadata["files"]))
-            _restore_uid(stage, metadata["uid"])
+            stage._resetUid(metadata["uid"])  # as pyspark's own readers do; there is no public method for it
             DefaultParamsReader.getAndSetParams(stage, metadata)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path} is not a saved {self._cls.__name__}: {error}") from error
