@@ -81,7 +81,6 @@ class DriftWindow:
 
     Attributes:
         model: identifies the model.
-        seen: the statistics.
         tested_s: the time of the last test on a monotonic clock; None for never.
     """
 

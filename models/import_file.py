@@ -59,7 +59,6 @@ class Imported:
         file: the file to run.
         n_features: D.
         scores: (N, D) float32 of the sample images.
-        guessed: the settings that were guessed, by name.
         classes: as in `Inspection`.
         size: the size of `file` in bytes.
     """

@@ -27,7 +27,6 @@ class Network(BaseModel):
         format: the format of the file that is run, which may differ from that of the imported file.
         source, source_sha256: the name and hash of the imported file.
         tensor: the name of the tensor with the features.
-        recipe: the preprocessing.
         layout: the layout of a tensor of four dimensions, for pooling.
     """
 

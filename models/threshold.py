@@ -25,7 +25,6 @@ class ThresholdAim:
     """How the threshold is chosen: `fixed`, by the minimum cost if `costs` are set, or else by the maximum F1.
 
     Attributes:
-        fixed: the threshold.
         costs: of a false positive (predicting the second class for the first) and of a false negative.
     """
 

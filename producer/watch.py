@@ -48,7 +48,6 @@ class WatchSummary:
     Attributes:
         sent: messages that the broker acknowledged.
         bytes: the size of their images.
-        skipped: files that were skipped.
         undelivered: files that the broker had not acknowledged at the end; the next start sends them.
         skips: the first 100 files that were skipped.
     """

@@ -28,7 +28,6 @@ def list_rows(
     """Write the rows of a listing.
 
     Args:
-        rows: a mapping from column name to value per row.
         columns: the type of each column, as for `Rows.of_mappings`.
         output: the file; None or `-` for standard output.
     """
@@ -40,7 +39,6 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], names: str) -> No
 
     Args:
         title: title above the table; may be empty.
-        rows: a mapping from column name to value per row.
         names: names of the columns to print, separated by spaces.
     """
     if not rows:

@@ -43,7 +43,6 @@ class Rows:
 
     Attributes:
         names: column names, not necessarily unique.
-        values: a tuple per row.
         arrow: the same rows as Arrow record batches, for Parquet.
         numbers: indices of the columns that a table aligns to the right.
     """

@@ -27,7 +27,6 @@ def publish(dashboard: Dashboard, data: bytes, name: str, label: str | None = No
 
     Args:
         name: file name, recorded as the image's source.
-        label: the true label, if known.
 
     Returns:
         The position of the message.
@@ -72,7 +71,6 @@ def promote(settings: Settings, version: int, alias: Alias, why: str) -> Move:
     """Move an alias to a version after checking its golden predictions; a running stream follows.
 
     Args:
-        alias: champion or challenger.
         why: reason recorded in the alias's history; may be empty.
 
     Raises:

@@ -74,11 +74,7 @@ class Asynchronous:
                     raise out_of_turn(message)
 
     def give_up(self, worker: int, attempt: int, why: str) -> bool:  # noqa: ARG002  other workers are not affected
-        """Handle the loss of a worker; return False if another attempt has already replaced it.
-
-        Args:
-            attempt: number of its task attempt.
-        """
+        """Handle the loss of a worker; return False if another attempt has already replaced it."""
         return self._attempts.get(worker) == attempt
 
     def break_off(self, why: str) -> None:

@@ -58,7 +58,6 @@ class WorkerEpoch:
 
     Attributes:
         epoch: number of the epoch, from 0.
-        seconds: duration.
         training: counts on training images, each before its own step.
         validation: counts on validation images after the epoch.
         bytes: bytes sent and received by the worker so far.
@@ -75,11 +74,7 @@ class WorkerEpoch:
 
     @classmethod
     def from_meta(cls, worker: int, epoch: int, meta: Mapping[str, Any]) -> Self:
-        """Parse a worker's report; raises KeyError, TypeError or ValueError if it is invalid.
-
-        Args:
-            meta: the message's JSON object.
-        """
+        """Parse a worker's report; raises KeyError, TypeError or ValueError if it is invalid."""
         counts = {name: Counts(**meta[name]) for name in ("training", "validation")}
         process = str(meta.get("process", ""))[:MAX_PROCESS_CHARS]
         return cls(worker, epoch, float(meta["seconds"]), **counts, bytes=int(meta["bytes"]), process=process)
@@ -122,8 +117,6 @@ class History:
     Attributes:
         mode, frequency: how the workers' updates were combined.
         parameters: number of trainable parameters.
-        epochs: the finished epochs.
-        seconds: total duration.
         staleness: number of updates by others between a worker's read and its push → count, over all workers.
         lost: updates lost by races between writers.
         bytes_moved: bytes between workers and server, in both directions.

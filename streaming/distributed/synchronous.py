@@ -84,11 +84,7 @@ class Synchronous:
                     raise out_of_turn(message)
 
     def give_up(self, worker: int, attempt: int, why: str) -> bool:
-        """Notify the other workers of the loss of a worker; return False if another attempt has already replaced it.
-
-        Args:
-            attempt: number of its task attempt.
-        """
+        """Notify the other workers of the loss of a worker; return False if another attempt has already replaced it."""
         with self._run.lock:
             if self._meeting.attempts.get(worker) != attempt:
                 return False

@@ -60,7 +60,6 @@ def train_partition(
 
     Args:
         batches: columns image_id, label, validation, source and content; null if the image is in the file `source`.
-        parts: returns the network's parts.
 
     Raises:
         ServiceError: the server gave this attempt up, or is lost.

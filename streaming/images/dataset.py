@@ -32,8 +32,6 @@ class Dataset:
         dropped: reason → number of images or CSV rows that were skipped.
         examples: reason → one of them.
         notes: how an ambiguous layout was interpreted.
-        files: the image files.
-        table: the table of images.
         keep_unlabelled: whether a table's images without a label are kept.
     """
 

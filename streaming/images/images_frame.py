@@ -50,9 +50,6 @@ def images_frame(spark: SparkSession, images: Dataset | Sequence[LabelledFile], 
 def stored_features(spark: SparkSession, table: Table, backbone_sha256: str) -> DataFrame | None:
     """Return this backbone's features of images, without augmented copies; None if the table is empty.
 
-    Args:
-        table: the table `features`.
-
     Returns:
         The table's columns and `at`, the time of the row.
     """
@@ -112,11 +109,7 @@ def _fetched(spark: SparkSession, files: Sequence[str], schema: pa.Schema) -> Da
 
 
 def known_images(spark: SparkSession, table: Table, backbone_sha256: str) -> DataFrame | None:
-    """Return the table's latest row of each source (source, known_id, known_label); None if the table is empty.
-
-    Args:
-        table: the table `features`.
-    """
+    """Return the table's latest row of each source (source, known_id, known_label); None if the table is empty."""
     stored = stored_features(spark, table, backbone_sha256)
     if stored is None:
         return None

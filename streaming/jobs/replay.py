@@ -162,7 +162,6 @@ def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, l
 
     Args:
         identities: topic, partition and offset of the rows.
-        at: the new value.
         likely: the file in which they were last; if maintenance has merged it with others, all files are searched.
 
     Raises:

@@ -71,7 +71,6 @@ class Rescored:
     """The result of a run.
 
     Attributes:
-        bundle_sha256: of the model.
         rows: answers that this run added.
         there_before: answers of this version that existed before.
         missing: predictions without stored features of this backbone, which were not rescored.

@@ -105,7 +105,6 @@ def describe_topic(
 
     Args:
         client: security arguments from `kafka_security.client_arguments`.
-        right: the permission to check.
 
     Raises:
         ServiceError: the broker does not answer.

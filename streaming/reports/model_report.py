@@ -70,7 +70,6 @@ def model_report(
     """Return the report on `ours`, compared with `other`; errors as for `read_model_report`.
 
     Args:
-        features: the table `features`.
         ours: the version.
         other: the version to compare with; None for no comparison.
     """

@@ -46,13 +46,10 @@ class ModelReport:
 
     Attributes:
         about: description of the evaluated images.
-        evaluation: evaluation on these images.
         balance: name of a part of the data → number of images of each class.
-        samples: sample predictions.
         mistakes: the wrong predictions with the highest confidence.
         lineage: heading → name → value.
         variance: explained variance ratio of each component and the number of components kept, for a PCA.
-        comparison: comparison with another version.
         fitted: evaluation on images on which the model may have been fitted, which are in no other metric.
         notes: metrics that are not available, and why.
     """

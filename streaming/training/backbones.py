@@ -75,7 +75,6 @@ def make_backbone(
     """Export a named backbone, or import one from a model file.
 
     Args:
-        cache_dir: folder of exports.
         scratch: existing folder for an imported network; must live as long as the result.
         pixels: images (N, height, width, 3) to calibrate 8-bit integers with; None for float32.
 

@@ -133,7 +133,6 @@ def judge(
         images: columns image_id, known_as, label, features and, if grouped, group_id, of both sides.
         record: settings for the manifest.
         backbone: images on which the backbone was trained, which are excluded from the evaluation.
-        warnings: warnings about the split.
 
     Raises:
         ServiceError: there are no held-out images, or the backbone was trained on all of them.
@@ -177,7 +176,6 @@ def register(
     """Register the candidate, or find the version with the identical bundle.
 
     Args:
-        parts: the backbone and golden images.
         more: further metrics for the manifest.
 
     Returns:

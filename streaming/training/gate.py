@@ -113,7 +113,6 @@ def looks_at(registry: Registry, champion: int, seed: int) -> int:
 
     Args:
         champion: version of the champion.
-        seed: seed of the split.
     """
 
     def was_judged(version: int) -> bool:

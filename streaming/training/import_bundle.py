@@ -17,7 +17,6 @@ class ImportedBundle:
 
     Attributes:
         is_new: whether the bundle was not registered yet.
-        alias: the alias assigned to it.
     """
 
     version: int

@@ -136,7 +136,6 @@ class Job:
 
         Args:
             rows: the rows that it was split from; unpersisted at the end.
-            parts: the backbone and golden images.
             read: the result of the featurization, if images were read.
             exact: the float32 counterpart of a candidate in 8-bit integers.
             dry_run: neither register nor promote.

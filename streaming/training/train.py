@@ -112,7 +112,6 @@ def retrain(
         given: names and values of `FitOptions` that override the champion's; None for those that do not.
         dry_run: neither register nor promote.
         augmented: whether to fit on stored augmented copies, too; None for the champion's setting.
-        on_step: called with a description of each step.
         by: name recorded in the alias's history.
 
     Raises:

@@ -146,9 +146,7 @@ def train_cnn(
 
     Args:
         network: the network and the split.
-        options: the options of the trainer.
         resume: continue an interrupted training after its last complete epoch.
-        on_step: called with a description of each step.
         on_progress: called with the progress of a worker.
 
     Raises:
@@ -277,7 +275,6 @@ def export_trained(
 
     Args:
         input_size: height and width in pixels; None for the network's own.
-        cache_dir: folder of exports.
     """
     from models.cnn import head_of, save_body
 

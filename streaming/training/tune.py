@@ -140,7 +140,6 @@ def tune(
 
     Args:
         source: images to compute features of; None for the stored features.
-        on_step: called with a description of each step.
         on_trial: called with the number of finished trials after each batch.
 
     Raises:

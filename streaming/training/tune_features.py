@@ -78,7 +78,6 @@ def stored_variant(
     """Return the champion's stored features; only the golden images of its bundle are read.
 
     Args:
-        features: the table `features`.
         trained_on: images on which the backbone was trained, which are excluded from validation.
 
     Raises:

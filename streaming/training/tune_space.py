@@ -38,8 +38,6 @@ class Space:
     """A search space for features of one width.
 
     Attributes:
-        projections: projections to try.
-        classifiers: classifiers to try.
         lowest_eps: smallest eps for which a random projection is narrower than the features.
         base: the settings that are not searched.
     """

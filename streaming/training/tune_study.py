@@ -61,7 +61,6 @@ def open_study(path: Path, name: str, seed: int, first: dict[str, Any]) -> Itera
 
     Args:
         path: the journal.
-        name: name of the study.
         first: suggestions of a new study's first trial.
 
     Raises:
