@@ -11,14 +11,11 @@ PATTERN = r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?"
 def parse_duration(
     text: str | float, *, plain: str | None = "s", least_s: float = 0.0, most_s: float = 366 * 86_400.0
 ) -> float:
-    """Parse a duration such as 500ms, 10s, 15m, 24h or 7d.
+    """Parse a duration such as 500ms, 10s, 15m, 24h or 7d, and return seconds.
 
     Args:
         plain: the unit of a number without a unit; None if a unit is required.
         least_s, most_s: the limits, inclusive.
-
-    Returns:
-        Seconds.
 
     Raises:
         UsageError: it is not a valid duration, or outside the limits.

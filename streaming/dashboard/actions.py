@@ -23,13 +23,10 @@ BY = "dashboard"
 
 
 def publish(dashboard: Dashboard, data: bytes, name: str, label: str | None = None) -> ImageRef:
-    """Publish an image to the topic and wait for the broker's acknowledgement.
+    """Publish an image to the topic, wait for the broker's acknowledgement, and return the message's position.
 
     Args:
         name: file name, recorded as the image's source.
-
-    Returns:
-        The position of the message.
 
     Raises:
         ServiceError: the image is too large, the label is invalid, or the broker does not accept the message.

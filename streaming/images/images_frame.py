@@ -48,11 +48,7 @@ def images_frame(spark: SparkSession, images: Dataset | Sequence[LabelledFile], 
 
 
 def stored_features(spark: SparkSession, table: Table, backbone_sha256: str) -> DataFrame | None:
-    """Return this backbone's features of images, without augmented copies; None if the table is empty.
-
-    Returns:
-        The table's columns and `at`, the time of the row.
-    """
+    """Return this backbone's rows without augmented copies, and `at`, their time; None if the table is empty."""
     files = table.files()
     if not files:
         return None

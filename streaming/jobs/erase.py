@@ -107,10 +107,7 @@ def erase(settings: Settings, ids: Collection[str], by: str) -> Erasure:
 
 
 def record_deleted(settings: Settings, by: str) -> int:
-    """Record rows that another program has deleted from `predictions` and `quarantine` as erased.
-
-    Returns:
-        The number of messages.
+    """Record rows that another program has deleted from `predictions` and `quarantine` as erased; return their number.
 
     Raises:
         ServiceError: there is nothing to audit, or the audit finds other problems than missing rows.

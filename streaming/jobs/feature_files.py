@@ -41,15 +41,12 @@ COLUMN = {"pca": "pca", "random": "random", "none": "feature"}  # kind of projec
 def write_feature_files(
     rows: DataFrame, n: int, projection: Projection, output: Path | str, format_: FileFormat
 ) -> int:
-    """Project the rows and write them to `output`, in order of path; an existing output is replaced atomically.
+    """Project the rows, write them to `output` in order of path, replacing it atomically, and return their number.
 
     Args:
         rows: source, image_id, label, features (array<float>).
         n: approximate number of rows.
         output: a path, or a URI.
-
-    Returns:
-        The number of rows written.
     """
     if isinstance(output, str):
         return _write_in_bucket(rows, n, projection, output, format_)

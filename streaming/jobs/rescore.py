@@ -145,14 +145,11 @@ def rescore(
 
 
 def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_missing: bool) -> int:
-    """Check that a version can rescore the stored features.
+    """Check that a version can rescore the stored features; return the number of predictions without features.
 
     Args:
         version: of the model, for errors.
         allow_missing: whether some predictions may have no features.
-
-    Returns:
-        The number of predictions without features.
 
     Raises:
         ServiceError: see `rescore`.

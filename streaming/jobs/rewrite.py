@@ -103,15 +103,12 @@ def replace_files(
 def write_copy(
     place: str, files: Sequence[LiveFile], schema: pa.Schema, change: Callable[[pa.Table], pa.Table] = lambda rows: rows
 ) -> AddAction:
-    """Write a new file with the rows of files of one partition, next to the first of them.
+    """Write a new file with the rows of files of one partition, next to the first of them; return its log action.
 
     Args:
         place: of the table, a path or a URI.
         files: of one partition.
         change: called with some of the rows at a time; returns the rows to write.
-
-    Returns:
-        The log action that adds the file.
 
     Raises:
         ServiceError: a file cannot be read, or there are no rows to write.

@@ -70,10 +70,7 @@ class Schema:
             raise RecordError(f"expected an Avro schema of a record: {_short(error)}") from error
 
     def read(self, data: bytes, start: int = 0) -> Any:
-        """Decode the record from `start` to the end of `data`.
-
-        Returns:
-            Field → value.
+        """Decode the record from `start` to the end of `data`: field → value.
 
         Raises:
             RecordError: it does not match this schema, or has too many values.

@@ -314,15 +314,12 @@ class Decisions:
         return self._store.create(self._key(decision.number), decision.to_json())
 
     def prune(self, newest: int, keep: int = KEPT, kept_for: timedelta = KEPT_FOR) -> int:
-        """Delete old decisions of complete batches.
+        """Delete old decisions of complete batches, and return their number.
 
         Args:
             newest: the number of the newest batch in the table `batches`. Its decision is always kept, so that a driver
                 that finds its own number there can be sure that it is the batch that it decided.
             kept_for: the minimum age of a deleted decision.
-
-        Returns:
-            The number of deleted decisions.
         """
         last, before = newest - max(1, keep), datetime.now(UTC) - kept_for
         old = [

@@ -108,14 +108,11 @@ def apply(
 def finish_decided(
     settings: Settings, stream: str, tables: Tables, answers: AnswersTopic | None = None
 ) -> Positions | None:
-    """Complete every decided batch.
+    """Complete every decided batch; return the stream's positions afterwards, None before its first start.
 
     Args:
         stream: the stream's name.
         answers: kept open by the caller; by default, one is opened and closed here.
-
-    Returns:
-        The positions of the stream afterwards; None before its first start.
 
     Raises:
         ServiceError: a decision is damaged, does not continue the previous batch, or lacks files; tables, `batches` and

@@ -300,10 +300,7 @@ class Plan:
         return {name: (self._in_kafka[name], known) for name, known in self.topics.items()}
 
     def check(self, ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
-        """Reject a micro-batch that does not begin where it must.
-
-        Returns:
-            The ranges that it skips with the user's consent.
+        """Reject a micro-batch that does not begin where it must; return the ranges skipped with the user's consent.
 
         Raises:
             TopicAppearedError: it has messages of a topic that is not in the plan.

@@ -80,15 +80,12 @@ def remembered_port(settings: Settings) -> int | None:
 def start_broker(
     settings: Settings, port: int | None = None, *, timeout_s: float = 90, on_progress: Progress | None = None
 ) -> tuple[BrokerState, bool]:
-    """Start the home's broker, and wait until it answers.
+    """Start the home's broker, and wait until it answers; return its state, and False if it was already running.
 
     Args:
         port: the port to listen on; by default the last one or 9092, or a free one if that is taken.
         timeout_s: how long to wait for an answer.
         on_progress: called for the jars that are fetched, if any are missing.
-
-    Returns:
-        The broker's state, and False if it was already running.
 
     Raises:
         ServiceError: Java or jars are missing, the requested port is taken, or the broker ended or did not answer.

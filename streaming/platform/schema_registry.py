@@ -35,15 +35,12 @@ class RegistryAwayError(UnavailableError):
 
 
 def fetch_schema(url: str, number: int, timeout_s: float = TIMEOUT_S) -> str:
-    """Fetch an Avro schema by its id.
+    """Fetch an Avro schema by its id, as JSON.
 
     Args:
         url: of the registry, see the setting `schema_registry`.
         number: the schema's id.
         timeout_s: for connecting, and again for the whole response.
-
-    Returns:
-        The schema, as JSON.
 
     Raises:
         UnknownSchemaError: it does not exist, or is not a self-contained Avro schema of at most `MAX_SCHEMA_BYTES`

@@ -173,13 +173,10 @@ def compare(
 def register(
     registry: Registry, candidate: Candidate, parts: BackboneParts, more: Mapping[str, float]
 ) -> tuple[int, str]:
-    """Register the candidate, or find the version with the identical bundle.
+    """Register the candidate, or find the version with the identical bundle; return the version and its SHA-256.
 
     Args:
         more: further metrics for the manifest.
-
-    Returns:
-        The version and the SHA-256 of its bundle.
     """
     with TemporaryDirectory(prefix="imagestream-") as scratch:
         written = Path(scratch) / "bundle"
