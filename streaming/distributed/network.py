@@ -59,11 +59,7 @@ def use_threads(threads: int) -> None:
 
 
 class Network:
-    """A trainable network.
-
-    Attributes:
-        model: the Keras model. n_weights: number of trainable weights.
-    """
+    """A trainable network."""
 
     def __init__(self, parts: NetworkParts, options: TrainerOptions, worker: int = 0) -> None:
         use_threads(options.threads)

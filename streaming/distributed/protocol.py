@@ -101,9 +101,12 @@ class Channel:
         timeout_s: float,
         keys: Keys = Keys(),  # noqa: B008
     ) -> None:
-        """Args:
-        connection: the socket. sizes: permitted numbers of values of a frame, besides 0. timeout_s: time after which a
-        silent other end is considered lost. keys: the result of `accept`.
+        """Wrap a socket.
+
+        Args:
+            sizes: permitted numbers of values of a frame, besides 0.
+            timeout_s: time after which a silent other end is considered lost.
+            keys: the result of `accept`.
         """
         self._keys = keys
         self._frames_sent = 0

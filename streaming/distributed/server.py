@@ -22,15 +22,14 @@ class ParameterServer:
     """Serves the workers of one training until it is closed; a context manager.
 
     Attributes:
-        address: (host, port) for the workers. token: secret that workers must know. run: the state of the training.
-            mode: how the workers' updates are combined. sizes: permitted numbers of values of a frame, besides 0.
+        address: (host, port) for the workers.
+        token: secret that workers must know.
+        mode: how the workers' updates are combined.
+        sizes: permitted numbers of values of a frame, besides 0.
     """
 
     def __init__(self, options: TrainerOptions, state: State, answer: Answer, callbacks: Callbacks, host: str) -> None:
-        """Args:
-        options: the options. state: the initial state. answer: the parameters of the first epoch. callbacks: the
-        callbacks. host: address to listen on.
-        """
+        """Listen on an address of `host`; `answer` has the parameters of the first epoch."""
         self.run = TrainingRun(options, state, answer, callbacks)
         self.mode = Synchronous(self.run) if options.waits else Asynchronous(self.run)
         self.token = secrets.token_bytes(TOKEN_BYTES)

@@ -72,14 +72,14 @@ class DistributedTrainer:
         on_epoch: OnEpoch = lambda _: None,
         on_progress: OnProgress = lambda _: None,
     ) -> None:
-        """Args:
-        model: the model.
-            options: the options.
-        callbacks: Keras callbacks, run on the driver at the end of every epoch; they may change the learning rate and
-            stop the training.
-        checkpoint_dir: folder for a checkpoint after every epoch, for `fit(resume=True)`. limits: limits on decoding an
-        image. on_epoch: called after each epoch, from another thread. on_progress: called periodically, from other
-        threads.
+        """Set up a training.
+
+        Args:
+            callbacks: Keras callbacks, run on the driver at the end of every epoch; they may change the learning rate
+                and stop the training.
+            checkpoint_dir: folder for a checkpoint after every epoch, for `fit(resume=True)`.
+            on_epoch: called after each epoch, from another thread.
+            on_progress: called periodically, from other threads.
         """
         self.model = model
         self.options = options

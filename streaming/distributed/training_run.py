@@ -66,8 +66,9 @@ class TrainingRun:
 
     Attributes:
         state: state after the last epoch that all workers have finished.
-        answer: the driver's decision after that epoch. error: why the training cannot continue, if so. lock: held while
-            any of these changes.
+        answer: the driver's decision after that epoch.
+        error: why the training cannot continue, if so.
+        lock: held while any of these changes.
     """
 
     def __init__(self, options: TrainerOptions, state: State, answer: Answer, callbacks: Callbacks) -> None:
