@@ -183,10 +183,7 @@ class _Check:
 
 
 def read_onnx(content: bytes | memoryview, folder: Path | None = None) -> Contents:
-    """Read and check a file.
-
-    Args:
-        folder: the folder of files with external weights; None to allow none.
+    """Read and check a file; `folder` has the files with external weights, None allows none.
 
     Raises:
         ModelError: not an ONNX file, or one that is not safe to run; the message says why.

@@ -228,10 +228,7 @@ def components_to_keep(ratio: NDArray[np.float64], rank: int, explained_variance
 
 
 def projection_from_arrays(kind: str, n_in: int, arrays: Arrays) -> Projection:
-    """Restore a projection from the arrays of `to_arrays`.
-
-    Args:
-        n_in: D, the number of features.
+    """Restore a projection of `n_in` features from the arrays of `to_arrays`.
 
     Raises:
         ModelError: an unknown kind, or arrays that are missing, of the wrong shape, or not finite.

@@ -8,10 +8,7 @@ from models.tflite_session import TFLiteSession
 
 
 def open_session(file_format: Format, content: bytes, threads: int = 1, providers: Sequence[str] = ("cpu",)) -> Session:
-    """Check and load a network.
-
-    Args:
-        providers: execution providers of ONNX Runtime by priority.
+    """Check and load a network; `providers` are execution providers of ONNX Runtime by priority.
 
     Raises:
         ModelError: the file is rejected or cannot be run.

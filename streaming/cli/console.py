@@ -95,11 +95,7 @@ def progress_bar(*columns: "ProgressColumn") -> "Progress":
 
 
 def new_table(*names: str, title: str | None = None, lined: bool = False, head: bool = True) -> "Table":
-    """Return an empty table whose cells are shown verbatim.
-
-    Args:
-        lined: whether to draw a line below the column names.
-    """
+    """Return an empty table whose cells are shown verbatim; `lined` draws a line below the column names."""
     from rich import box
     from rich.table import Table
 

@@ -209,11 +209,7 @@ def given_labels(reader: Reader, image_ids: list[str]) -> dict[str, str]:
 
 
 def one_prediction(reader: Reader, topic: str, partition: int, offset: int) -> dict[str, Any] | None:
-    """Return a message's prediction and the commit time of its batch; None if it has none.
-
-    Args:
-        topic: name of the topic in the tables.
-    """
+    """Return a message's prediction and the commit time of its batch; None if it has none."""
     rows = reader.rows(ONE, topic=topic, partition=partition, offset=offset)
     return rows[0] if rows else None
 
@@ -224,20 +220,12 @@ def reasons(reader: Reader) -> Rows:
 
 
 def quarantined(reader: Reader, reason: str | None, *, limit: int, skip: int = 0) -> Rows:
-    """Return a page of quarantined messages without their bytes, newest first.
-
-    Args:
-        reason: reason to select; None for all.
-    """
+    """Return a page of quarantined messages without their bytes, newest first; all if there is no `reason`."""
     return reader.rows(QUARANTINED, reason=reason, limit=limit, skip=skip)
 
 
 def one_quarantined(reader: Reader, topic: str, partition: int, offset: int) -> dict[str, Any] | None:
-    """Return reason, stage, detail and bytes (`value`) of a quarantined message; None if it is not quarantined.
-
-    Args:
-        topic: name of the topic in the tables.
-    """
+    """Return reason, stage, detail and bytes (`value`) of a quarantined message; None if it is not quarantined."""
     rows = reader.rows(ONE_BAD, topic=topic, partition=partition, offset=offset)
     return rows[0] if rows else None
 

@@ -38,10 +38,7 @@ class Asynchronous:
         return State(self._shared.read()[0], self._run.state.optimizer, self._run.state.epoch)
 
     def talk(self, channel: Channel, worker: int, attempt: int) -> None:
-        """Serve one worker until it ends.
-
-        Args:
-            attempt: number of its task attempt.
+        """Serve a worker's task attempt until it ends.
 
         Raises:
             LostPeerError: the worker is lost or violates the protocol.

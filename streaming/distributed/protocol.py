@@ -88,11 +88,7 @@ class Message:
 
 
 class Channel:
-    """An authenticated connection.
-
-    Attributes:
-        sent, received: number of bytes so far.
-    """
+    """An authenticated connection; `sent` and `received` are the numbers of bytes so far."""
 
     def __init__(
         self,

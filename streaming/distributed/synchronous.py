@@ -43,10 +43,7 @@ class Synchronous:
         return self._run.state
 
     def talk(self, channel: Channel, worker: int, attempt: int) -> None:
-        """Serve one worker until it ends.
-
-        Args:
-            attempt: number of its task attempt.
+        """Serve a worker's task attempt until it ends.
 
         Raises:
             LostPeerError: the worker is lost or violates the protocol.

@@ -54,9 +54,6 @@ class Labelled:
 def add_labels(settings: Settings, csv: Path, by: str) -> Labelled:
     """Add the labels of a CSV with the columns label and image_id, source or name; see `add_label_rows`.
 
-    Args:
-        by: author of the labels, recorded with them.
-
     Raises:
         ServiceError: the CSV cannot be used, or no table contains images yet.
     """

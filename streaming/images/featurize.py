@@ -164,11 +164,7 @@ def featurize(
 
 
 def task_count(images: int, size: int, cores: int) -> int:
-    """Return the number of tasks: a multiple of the cores, so that they finish together.
-
-    Args:
-        size: total size of the images in bytes.
-    """
+    """Return the number of tasks for `size` bytes of images: a multiple of the cores, so that they finish together."""
     rounds = max(math.ceil(images / (cores * IMAGES_PER_TASK)), math.ceil(size / (cores * BYTES_PER_TASK)))
     return max(1, min(images, cores * rounds))
 

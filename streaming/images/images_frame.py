@@ -62,21 +62,13 @@ def stored_features(spark: SparkSession, table: Table, backbone_sha256: str) -> 
 
 
 def arrow_function(function: Callable[..., pa.Array], returns: str) -> Callable[..., Column]:
-    """Turn a function of annotated Arrow arrays into a function of columns that runs in Python workers.
-
-    Args:
-        returns: DDL type of the resulting column.
-    """
+    """Turn a function of annotated Arrow arrays into one of columns, of DDL type `returns`, that runs in workers."""
     made: Callable[..., Column] = F.arrow_udf(function, returns)  # type: ignore[attr-defined]  # new in Spark 4.1
     return made
 
 
 def read_files(spark: SparkSession, files: Sequence[str], schema: pa.Schema = FEATURES) -> DataFrame:
-    """Return the rows of a table's Parquet files; a column that a file does not have is null.
-
-    Args:
-        files: paths or URIs of the files.
-    """
+    """Return the rows of a table's Parquet files, paths or URIs; a column that a file does not have is null."""
     if files and is_uri(files[0]):
         return _fetched(spark, files, schema)
     return _exact_paths(spark).schema(spark_schema(schema)).parquet(*files)

@@ -97,10 +97,7 @@ def replay(
     options: ReplayOptions,
     on_progress: Callable[[ReplayReport], None] = lambda _: None,
 ) -> ReplayReport:
-    """Publish quarantined messages again, each to its original topic, and mark them.
-
-    Args:
-        on_progress: called after each file.
+    """Publish quarantined messages again, each to its original topic, and mark them; report progress after each file.
 
     Raises:
         ServiceError: there is no quarantine, another replay is running, or no broker answers; nothing was sent then.

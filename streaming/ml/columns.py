@@ -28,10 +28,7 @@ def column(name: str) -> Column:
 
 
 def check_outputs(stage: str, schema: StructType, names: list[str]) -> None:
-    """Check that output columns do not exist yet and are distinct.
-
-    Args:
-        stage: the stage's name, for messages.
+    """Check that output columns do not exist yet and are distinct; `stage` is its name, for messages.
 
     Raises:
         ServiceError: they are not.

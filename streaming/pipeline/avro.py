@@ -157,12 +157,9 @@ class _Source:
 
 
 class _Extent:
-    """Counts the values that a schema describes, with one element per array or map.
+    """Counts the values that a schema describes, with one element per array or map; `named`: full name → type.
 
     Every type must take at least one byte, so that the size of a record limits the number of its values.
-
-    Args:
-        named: full name → type.
     """
 
     def __init__(self, named: dict[str, Any]) -> None:

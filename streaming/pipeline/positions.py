@@ -221,10 +221,7 @@ def _stream_positions(settings: Settings) -> Positions:
 
 
 def refuse_shared(settings: Settings, topics: Collection[str]) -> None:
-    """Reject topics that another stream of the home reads: their messages would have two rows.
-
-    Args:
-        topics: names in Kafka.
+    """Reject topics (names in Kafka) that another stream of the home reads: their messages would have two rows.
 
     Raises:
         ServiceError: another stream reads one of them; the error names it.

@@ -42,10 +42,7 @@ class Version:
 
 
 def read_model_report(settings: Settings, version: int, against: int | None = None) -> ModelReport:
-    """Evaluate a version, and compare it with another one.
-
-    Args:
-        against: the version to compare with; None for no comparison.
+    """Evaluate a version, and compare it with version `against` if there is one.
 
     Raises:
         ModelError: a version does not exist or its bundle is invalid.

@@ -47,11 +47,7 @@ class DataFile:
 
 
 class FileSink:
-    """Writes one Parquet file into a table's directory; the file is created with the first row.
-
-    Args:
-        directory: of the table; None discards all rows.
-    """
+    """Writes a Parquet file, created with its first row, into a table's directory; None discards the rows."""
 
     def __init__(self, directory: str | None, schema: pa.Schema) -> None:
         self._directory = directory

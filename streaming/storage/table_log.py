@@ -160,9 +160,6 @@ class TableLog:
     def commit(self, adds: Sequence[AddAction], app_id: str, number: int, removes: Sequence[RemoveAction] = ()) -> bool:
         """Add and remove files in one entry, with transaction `number` of the application.
 
-        Args:
-            number: of its transaction.
-
         Returns:
             Whether the entry was written; False if the log has that transaction or a later one, or if a file to be
             removed is no longer part of the table.

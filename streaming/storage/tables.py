@@ -253,9 +253,6 @@ class Table:
         """Append rows in one commit, unless `app_id` has committed `version` before; return whether it was done.
 
         The files are written and committed here because `write_deltalake` takes 0.1 ms for each file of the table.
-
-        Args:
-            version: of its transaction.
         """
         if not rows.num_rows or self._log.has(app_id, version):
             return False

@@ -55,10 +55,7 @@ def aim_for(wanted: str, n_classes: int) -> ThresholdAim:
 
 
 def tuned_threshold(rows: DataFrame, head: Head, aim: ThresholdAim) -> float:
-    """Select the best threshold on rows that the head was not fitted on; only counts of scores reach the driver.
-
-    Args:
-        rows: columns label and features.
+    """Select the best threshold on rows (label, features) that the head was not fitted on; only counts are collected.
 
     Raises:
         ModelError: the head does not have two classes, or the rows have only one class.

@@ -77,11 +77,7 @@ def predict(rows: DataFrame, head: Head, *, floor: float | None = None) -> DataF
 
 
 def sample_predictions(rows: DataFrame, head: Head, n: int, seed: int = 0) -> pa.Table:
-    """Return predictions for a random sample of rows.
-
-    Args:
-        rows: columns image_id, label, features, …
-    """
+    """Return predictions for a random sample of rows (image_id, label, features, …)."""
     order = (F.xxhash64("image_id", F.lit(seed)), "image_id")
     picked = predict(rows.orderBy(*order).limit(n), head)  # only n rows per partition are sorted globally
     return picked.orderBy(*order).toArrow()

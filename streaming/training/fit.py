@@ -90,11 +90,7 @@ def in_order(rows: DataFrame, n_features: int) -> DataFrame:
 
 
 def fit_projection(training: DataFrame, n: int, options: FitOptions) -> Projection:
-    """Fit the projection in at most one pass over the rows.
-
-    Args:
-        training: column features (array<float>).
-    """
+    """Fit the projection in at most one pass over the rows' column features (array<float>)."""
     first = training.select(F.size("features")).first()
     width = int(first[0]) if first else 0
     k = options.n_components

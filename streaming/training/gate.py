@@ -107,12 +107,9 @@ def confidence_of_look(confidence: float, look: int) -> float:
 
 
 def looks_at(registry: Registry, champion: int, seed: int) -> int:
-    """Return the number of candidates compared with the champion on the holdout of this seed so far.
+    """Return the number of candidates compared with version `champion` on the holdout of this seed so far.
 
     These are the versions registered after it with the same seed; dry runs do not count.
-
-    Args:
-        champion: version of the champion.
     """
 
     def was_judged(version: int) -> bool:

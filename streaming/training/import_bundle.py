@@ -13,11 +13,7 @@ from streaming.storage.registry_objects import Alias
 
 @dataclass(frozen=True)
 class ImportedBundle:
-    """The result of an import.
-
-    Attributes:
-        is_new: whether the bundle was not registered yet.
-    """
+    """The result of an import; `is_new` if the bundle was not registered yet."""
 
     version: int
     sha256: str

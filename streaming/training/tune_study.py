@@ -102,11 +102,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def record(study: "optuna.Study", trial: "optuna.Trial", result: Outcome | str) -> None:
-    """Record the outcome of a trial, or why it failed.
-
-    Args:
-        result: the outcome, or the reason for the failure.
-    """
+    """Record the outcome of a trial, or why it failed."""
     from optuna.trial import TrialState
 
     if isinstance(result, str):
