@@ -245,11 +245,7 @@ class BundleFiles(Protocol):
         """All names, including the manifest's."""
 
     def size(self, name: str) -> int:
-        """The size of a file in bytes.
-
-        Raises:
-            ModelError: the file is missing or not a regular file.
-        """
+        """The size of a file in bytes; raises ModelError if the file is missing or not a regular file."""
 
     def read(self, name: str) -> bytes:
         """The content of a file; called only after its size was checked."""

@@ -267,11 +267,7 @@ def external_place(tensor: memoryview, folder: Path | None) -> tuple[Path, int, 
 
 
 def in_order(nodes: Iterable[_Node], defined: Iterable[str]) -> list[_Node]:
-    """Sort nodes topologically.
-
-    Raises:
-        ModelError: the graph is cyclic, or no node computes a name that is read.
-    """
+    """Sort nodes topologically; raises ModelError if the graph is cyclic, or no node computes a name that is read."""
     known = {"", *defined}
     ordered: list[_Node] = []
     waiting = list(nodes)

@@ -134,11 +134,7 @@ class Scorer:
 
 
 def load_head(bundle: Bundle) -> Head:
-    """Load the projection and classifier of a bundle.
-
-    Raises:
-        ModelError: their arrays do not match the manifest.
-    """
+    """Load the projection and classifier of a bundle; raises ModelError if their arrays do not match the manifest."""
     manifest = bundle.manifest
     stage = manifest.projection
     projection = projection_from_arrays(stage.kind, stage.n_in, bundle.arrays(PROJECTION))

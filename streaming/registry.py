@@ -211,11 +211,7 @@ class Registry:
         return self._log.append(move_back)
 
     def clear(self, *, alias: Alias = CHALLENGER, by: str, why: str) -> Move:
-        """Clear an alias.
-
-        Raises:
-            ModelError: it is the champion, which the stream requires, or is not set.
-        """
+        """Clear an alias; raises ModelError if it is the champion, which the stream requires, or is not set."""
 
         def move_away(moves: Sequence[Move]) -> Move:
             if alias == CHAMPION or _target(moves, alias) is None:

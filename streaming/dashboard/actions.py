@@ -40,11 +40,7 @@ def publish(dashboard: Dashboard, data: bytes, name: str, label: str | None = No
 
 
 def checked_label(label: str) -> str:
-    """Return a label in its normalised form.
-
-    Raises:
-        ServiceError: it is empty, too long or has control characters.
-    """
+    """Return a label in its normalised form; raises ServiceError if it is empty, too long or has control characters."""
     name = class_name(label) or ""
     if not 0 < len(name) <= MAX_LABEL_CHARS or CONTROL_CHARACTER.search(name):
         raise DataError(f"expected a label of 1 to {MAX_LABEL_CHARS} printed characters, got {label[:50]!r}")
@@ -83,11 +79,7 @@ def promote(settings: Settings, version: int, alias: Alias, why: str) -> Move:
 
 
 def roll_back(settings: Settings, alias: Alias) -> Move:
-    """Move an alias back to its previous version.
-
-    Raises:
-        ServiceError: there is no previous version.
-    """
+    """Move an alias back to its previous version; raises ServiceError if there is no previous version."""
     try:
         return open_registry(settings.home).rollback(alias=alias, by=BY)
     except ModelError as error:

@@ -114,11 +114,7 @@ class Channel:
         self.received = 0
 
     def send(self, message: Message) -> None:
-        """Send a frame.
-
-        Raises:
-            LostPeerError: the other end is lost.
-        """
+        """Send a frame; raises LostPeerError if the other end is lost."""
         meta = json.dumps(message.meta).encode() if message.meta else b""
         values = np.ascontiguousarray(message.values, "<f4")
         numbers = (message.worker, message.epoch, message.step, message.rows, message.version)
@@ -136,11 +132,7 @@ class Channel:
         self.sent += len(header) + TAG_BYTES + len(meta) + values.nbytes + (TAG_BYTES if meta or len(values) else 0)
 
     def receive(self) -> Message:
-        """Return the next frame.
-
-        Raises:
-            LostPeerError: there is none in time, or it is invalid.
-        """
+        """Return the next frame; raises LostPeerError if there is none in time, or it is invalid."""
         number, self._frames_received = self._frames_received, self._frames_received + 1
         header, tag = _receive(self._socket, HEADER.size), _receive(self._socket, TAG_BYTES)
         if not hmac.compare_digest(tag, _tag(self._keys.receives, number, header)):

@@ -73,11 +73,7 @@ class ReplayReport:
 
 
 def count_wanted(settings: Settings, options: ReplayOptions) -> dict[str, int]:
-    """Reason → rows that a replay would send, regardless of `limit`.
-
-    Raises:
-        ServiceError: there is no quarantine.
-    """
+    """Reason → rows that a replay would send, regardless of `limit`; raises ServiceError if there is no quarantine."""
     if not settings.place.has_table("quarantine"):
         raise NotFoundError(f"no quarantine in {settings.place.tables}: run `imagestream stream` first")
     sql = """

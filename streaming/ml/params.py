@@ -34,11 +34,7 @@ def param(name: str, doc: str, converter: Callable[[Any], Value]) -> Param[Value
 
 
 def input_of(stage: HasInputCol) -> str:
-    """Return the name of a stage's input column.
-
-    Raises:
-        ServiceError: it is not set.
-    """
+    """Return the name of a stage's input column; raises ServiceError if it is not set."""
     if not stage.isDefined(stage.inputCol):
         raise ConfigurationError(f"{type(stage).__name__} needs an inputCol: the name of the column to read")
     return stage.getInputCol()

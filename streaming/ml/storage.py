@@ -69,11 +69,7 @@ class StageReader(MLReader[Stored], Generic[Stored]):
         self._cls = cls
 
     def load(self, path: str) -> Stored:
-        """Load the stage saved under `path`.
-
-        Raises:
-            ServiceError: it is another kind of stage, or was modified.
-        """
+        """Load the stage saved under `path`; raises ServiceError if it is another kind of stage, or was modified."""
         try:
             metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
             expected = f"{self._cls.__module__}.{self._cls.__name__}"

@@ -133,11 +133,7 @@ def stop_broker(settings: Settings, timeout_s: float = STOP_TIMEOUT_S) -> bool:
 
 
 def log_file(settings: Settings) -> Path:
-    """The log of the home's broker.
-
-    Raises:
-        ServiceError: there is none, since the broker has never been started.
-    """
+    """The log of the home's broker; raises ServiceError if there is none, since the broker has never been started."""
     path = settings.broker_dir / LOG_NAME
     if not path.is_file():
         raise NotFoundError(f"no log at {path}: the broker has not been started yet; run `imagestream broker start`")

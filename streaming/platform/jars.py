@@ -110,20 +110,12 @@ def install_jars(jars_dir: Path, java: Path, on_progress: Progress | None = None
 
 
 def spark_jars(jars_dir: Path) -> list[Path]:
-    """The jars for `spark.jars`.
-
-    Raises:
-        ServiceError: a jar is missing, or does not have the locked size.
-    """
+    """The jars for `spark.jars`; raises ServiceError if a jar is missing, or does not have the locked size."""
     return _jars_of(SPARK, jars_dir)
 
 
 def broker_classpath(jars_dir: Path) -> str:
-    """The broker's class path.
-
-    Raises:
-        ServiceError: a jar is missing, or does not have the locked size.
-    """
+    """The broker's class path; raises ServiceError if a jar is missing, or does not have the locked size."""
     return os.pathsep.join(str(jar) for jar in _jars_of(BROKER, jars_dir))
 
 
