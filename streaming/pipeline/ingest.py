@@ -16,9 +16,10 @@ from streaming.pipeline.decisions import OffsetRange
 from streaming.platform.topic import Subscription
 
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
-# A task requests only messages that exist, so waiting at the broker for more gains nothing. With Kafka's default of 500
-# ms, about one micro-batch in twenty waited that long for the response to a fetch that was sent ahead.
-FETCH_WAIT_MS = 10
+# A task requests only messages that exist, so waiting at the broker for more gains nothing. A broker answers a
+# connection's requests in order: after each poll, the consumer sends a fetch ahead, and Spark's request for the offsets
+# behind it waits until the broker gives up waiting for further messages (Kafka's default: 500 ms).
+FETCH_WAIT_MS = 1
 INPUT_COLUMNS = ["key", "value", "topic", "partition", "offset", "timestamp", "headers"]
 
 
