@@ -1,19 +1,13 @@
 """How long does an answer take from publishing to the answers topic, and what do answers cost in throughput?"""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import quantiles
-from tempfile import TemporaryDirectory
 from threading import Event, Thread
 
 from benchmarks.latency import publish_steadily
 from benchmarks.pairs import Pair
-from benchmarks.processes import end
 from benchmarks.service import Service, a_service
 from streaming.settings import Settings
 
@@ -24,7 +18,7 @@ AIM = 0.95  # of the throughput without answers
 
 
 def questions() -> Iterator[Pair]:
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+    with a_service() as service:
         settings = service.home("plain")
         waits = _answered(service, settings)
         percentiles = quantiles(waits, n=100)
@@ -35,33 +29,27 @@ def questions() -> Iterator[Pair]:
         for run in range(RUNS):
             for answers, found in rates.items():
                 topic = f"images-{run}-{answers}"
-                service.publish(topic, IMAGES)
                 options = ("--answers-topic", f"answers-{run}") if answers else ()
-                found.append(service.drain(settings, topic, IMAGES_PER_BATCH, *options).images_per_s)
+                found.append(service.images_per_s(settings, topic, IMAGES, IMAGES_PER_BATCH, *options))
         yield Pair("catching up with answers, against without", "images/s", AIM, rates[True], rates[False])
 
 
 def _answered(service: Service, settings: Settings) -> list[float]:
     """Seconds from the append of each image until a consumer with `read_committed` receives its answer."""
-    command = (sys.executable, "-m", "streaming", "--home", settings.home, "stream", "--answers-topic", "answers")
     waits: list[float] = []
     over, ready = Event(), Event()
     reader = Thread(target=_read, args=(str(service.settings.bootstrap_servers), ready, over, waits))
-    with (service.scratch / "stream.log").open("w") as log:
-        stream = subprocess.Popen(
-            command, env=os.environ | service.environment("asked"), stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        reader.start()
-        ready.wait()
-        publish_steadily(service, "asked", RATE, WARM_UP_S)
-        waits.clear()
-        publish_steadily(service, "asked", RATE, SECONDS)
-        time.sleep(5)
-    finally:
-        over.set()
-        reader.join()
-        end(stream)
+    with service.streaming(settings, "asked", "--answers-topic", "answers"):
+        try:
+            reader.start()
+            ready.wait()
+            publish_steadily(service, "asked", RATE, WARM_UP_S)
+            waits.clear()
+            publish_steadily(service, "asked", RATE, SECONDS)
+            time.sleep(5)
+        finally:
+            over.set()
+            reader.join()
     return waits
 
 

@@ -1,8 +1,6 @@
 """Does the model of `imagestream size` predict the measured throughput?"""
 
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from benchmarks.pairs import Pair
 from benchmarks.service import PIXELS, a_service
@@ -14,7 +12,7 @@ WITHIN = 0.87  # of the prediction; an error of 15 %
 
 
 def questions() -> Iterator[Pair]:
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+    with a_service() as service:
         settings = service.home("plain")
         for cores in (1, 2):
             costs = measure(service.flatbuffer(settings), PIXELS, PIXELS, cores)

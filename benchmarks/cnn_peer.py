@@ -39,10 +39,6 @@ def build(side: int) -> Any:
     return model
 
 
-def train_keras(model: Any, x: Any, y: Any, asked: argparse.Namespace) -> None:
-    model.fit(x, y, batch_size=asked.batch_size, epochs=asked.epochs, verbose=0)
-
-
 def train_elephas(model: Any, x: Any, y: Any, asked: argparse.Namespace) -> Any:
     """Train with Elephas as documented; its `SparkModel` is always synchronous and averages after every epoch."""
     from elephas.spark_model import AsynchronousSparkModel, SparkModel  # type: ignore[import-not-found]
@@ -87,7 +83,7 @@ def main() -> None:
     model = build(x_train.shape[1])
     clock = perf_counter()
     if asked.library == "keras":
-        train_keras(model, x_train, y_train, asked)
+        model.fit(x_train, y_train, batch_size=asked.batch_size, epochs=asked.epochs, verbose=0)
     else:
         os.environ["PYSPARK_PYTHON"] = sys.executable
         model = train_elephas(model, x_train, y_train, asked)

@@ -3,8 +3,6 @@
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from benchmarks.pairs import Pair
 from benchmarks.service import a_service
@@ -15,7 +13,7 @@ SQL = "SELECT min(committed_at) AS at FROM batches WHERE committed_at >= $since:
 
 
 def questions() -> Iterator[Pair]:
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+    with a_service() as service:
         settings = service.home("plain")
         seconds = []
         for _ in range(1 + RUNS):

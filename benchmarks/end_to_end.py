@@ -2,8 +2,6 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from benchmarks.pairs import Pair
 from benchmarks.processes import PEERS, run_json
@@ -23,7 +21,7 @@ SMALLER, INTEGERS = ("--input-size", 192), ("--int8",)  # each costs at most a p
 
 
 def questions() -> Iterator[Pair]:
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+    with a_service() as service:
         plain = service.home("plain")
         yield _against_bare(service, plain, plain, IMAGES, BATCH, 1.0, "")
         yield _against_bare(service, plain, plain, FEWER_IMAGES, SMALL_BATCH, 0.95, "")
@@ -36,7 +34,7 @@ def questions() -> Iterator[Pair]:
 
 
 def quick_questions() -> Iterator[Pair]:
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+    with a_service() as service:
         plain = service.home("plain")
         yield _against_bare(service, plain, plain, QUICK_IMAGES, SMALL_BATCH, 0.95, "", runs=1)
         yield _transactional(service, plain, QUICK_IMAGES, SMALL_BATCH, runs=1)
@@ -59,8 +57,7 @@ def _against_bare(
 ) -> Pair:
     def stream(run: int) -> float:
         topic = f"{ours.work_dir.name}-{batch}-{run}"
-        service.publish(topic, images)
-        return service.drain(ours, topic, batch).images_per_s
+        return service.images_per_s(ours, topic, images, batch)
 
     def loop(_: int) -> float:
         return bare_loop(service, bare)

@@ -1,15 +1,9 @@
 """What is the latency from publishing an image to its committed row, at 20 images per second?"""
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from benchmarks.pairs import Pair
-from benchmarks.processes import end
 from benchmarks.service import Service, a_service
 from producer.message import build_message
 from streaming.query import query
@@ -26,7 +20,7 @@ WHERE p.topic = $topic AND epoch(p.published_at) >= $since
 
 
 def questions() -> Iterator[Pair]:
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+    with a_service() as service:
         settings = service.home("plain")
         since = _stream_steadily(service, settings, "latency")
         for quantile, aim in AIMS.items():
@@ -38,18 +32,10 @@ def questions() -> Iterator[Pair]:
 
 def _stream_steadily(service: Service, settings: Settings, topic: str) -> float:
     """Publish at a constant rate to a running stream; returns the time at which the measured part began."""
-    command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "stream"]
-
-    with (service.scratch / "stream.log").open("w") as log:
-        stream = subprocess.Popen(
-            command, env=os.environ | service.environment(topic), stdout=log, stderr=log, start_new_session=True
-        )
-    try:
+    with service.streaming(settings, topic):
         start = time.time()
         publish_steadily(service, topic, RATE, WARM_UP_S + SECONDS)
         time.sleep(5)
-    finally:
-        end(stream)
     return start + WARM_UP_S
 
 

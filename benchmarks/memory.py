@@ -5,8 +5,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import psutil
 
@@ -19,7 +17,7 @@ SAMPLE_S, FLAT = 0.2, 0.95
 
 
 def questions() -> Iterator[Pair]:
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+    with a_service() as service:
         settings = service.home("plain")
         few, many = (_peaks(service, settings, f"memory-{n}", n) for n in (IMAGES, IMAGES * TIMES))
         for name in few:

@@ -4,8 +4,6 @@ Measured on a local disk, and in a SeaweedFS bucket on loopback if its wheel is 
 """
 
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from benchmarks.commits import a_bucket
 from benchmarks.pairs import Pair
@@ -32,7 +30,7 @@ SELECT median(wall - images) AS seconds FROM timed WHERE n BETWEEN $first AND $l
 
 
 def questions() -> Iterator[Pair]:
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+    with a_service() as service:
         settings = service.home("plain", *OPTIONS)
         _drain(service, settings, "micro", BATCHES)
         early, late = _median_s(settings, *EARLY), _median_s(settings, *LATE)
@@ -41,7 +39,7 @@ def questions() -> Iterator[Pair]:
         question = f"… at {LATE[0]:,} commits, against {EARLY[0]}: no more than {AIM_GROWTH} times"
         yield Pair(question, "s", round(1 / AIM_GROWTH, 2), [late], [early], less_is_better=True)
         if WEED.exists():
-            with a_bucket(Path(scratch)):
+            with a_bucket(service.scratch):
                 settings = service.home("work", *OPTIONS, uri=f"s3://{BUCKET}/home")
                 _drain(service, settings, "bucket", IN_BUCKET)
                 question = f"… with the home in a bucket, median of {IN_BUCKET}, against the aim"

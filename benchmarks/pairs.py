@@ -41,11 +41,8 @@ def pair(
     """Time both `RUNS` times after one warm-up each.
 
     Args:
-        question: the benchmark.
-        unit: the unit of work.
         aim: the required ratio.
         work: the number of units per call.
-        ours, peer: the calls to time.
     """
     ours()
     peer()

@@ -33,10 +33,5 @@ def questions() -> Iterator[Pair]:
     peer = SparseRandomProjection(NARROW, random_state=0).fit(features)
     question = f"random projection {WIDE:,} → {NARROW:,}, against scikit-learn"
     yield pair(
-        question,
-        "rows/s",
-        1.0,
-        WIDE_ROWS,
-        lambda: projection.transform(features),
-        lambda: peer.transform(features),
+        question, "rows/s", 1.0, WIDE_ROWS, lambda: projection.transform(features), lambda: peer.transform(features)
     )

@@ -1,8 +1,6 @@
 """How fast are files published, compared with confluent-kafka's C client sending the same bytes from memory?"""
 
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import producer
 from benchmarks.pairs import Pair
@@ -17,8 +15,8 @@ CONFLUENT = ("confluent-kafka==2.16.1",)
 
 def questions() -> Iterator[Pair]:
     python = make_environment(read_settings().work_dir / "benchmarks" / "confluent", CONFLUENT)
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
-        folder = Path(scratch) / "files"
+    with a_service() as service:
+        folder = service.scratch / "files"
         folder.mkdir()
         for number in range(FILES):
             (folder / f"{number:05}.jpg").write_bytes(service.images[number % len(service.images)])

@@ -11,13 +11,7 @@ import pyarrow as pa
 
 from benchmarks.pairs import Pair
 from models.arrays import Features
-from models.backbone import (
-    DEFAULT_BACKBONE,
-    FLATBUFFER_FILE,
-    WEIGHTS_FILE,
-    ExportedBackbone,
-    export_backbone,
-)
+from models.backbone import DEFAULT_BACKBONE, FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, export_backbone
 from models.bundle import (
     CLASSIFIER,
     GOLDEN,

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -30,10 +29,12 @@ CONVERTER = ("tf2onnx==1.17.0", "onnx==1.23.2", "flatbuffers==25.12.19", "protob
 
 
 def questions() -> Iterator[Pair]:
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+    with a_service() as service:
         settings = service.home("plain")
-        for peer in (_plain_consumer, _quix, _keras_udf, _predict_batch_udf):
-            yield peer(service, settings)
+        yield _plain_consumer(service, settings)
+        yield _quix(service, settings)
+        yield _against_spark(service, settings, "iterator", 5.0, "Keras in a pandas UDF, Spark's writer")
+        yield _against_spark(service, settings, "batch", 7.0, "predict_batch_udf with Keras, Spark's writer")
 
 
 def write_head(service: Service, settings: Settings) -> Path:
@@ -50,9 +51,7 @@ def _width(settings: Settings) -> int:
     return open_registry(settings.home).read(1).manifest.backbone.n_features
 
 
-def _against_consumer(
-    service: Service, settings: Settings, python: Path, script: str, model: Path, name: str, runs: int = RUNS
-) -> Pair:
+def _against_consumer(service: Service, settings: Settings, python: Path, script: str, model: Path, name: str) -> Pair:
     """Compare ours with a peer that consumes the same number of messages from its own topic."""
     service.publish(script, PEER_IMAGES)
     head = write_head(service, settings)
@@ -67,11 +66,10 @@ def _against_consumer(
 
     def ours(run: int) -> float:
         topic = f"against-{script}-{run}"
-        service.publish(topic, PEER_IMAGES)
-        return service.drain(settings, topic, BATCH).images_per_s
+        return service.images_per_s(settings, topic, PEER_IMAGES, BATCH)
 
     question = f"Kafka → Delta, {PEER_IMAGES:,} images, against {name}"
-    return Pair(question, "images/s", 1.0, *in_turn(ours, peer, runs))
+    return Pair(question, "images/s", 1.0, *in_turn(ours, peer, RUNS))
 
 
 def _plain_consumer(service: Service, settings: Settings) -> Pair:
@@ -109,15 +107,7 @@ def _as_onnx(flatbuffer: Path, packages: Path, target: Path) -> Path:
     return target
 
 
-def _keras_udf(service: Service, settings: Settings) -> Pair:
-    return _against_spark(service, settings, "iterator", 5.0, "Keras in a pandas UDF, Spark's writer")
-
-
-def _predict_batch_udf(service: Service, settings: Settings) -> Pair:
-    return _against_spark(service, settings, "batch", 7.0, "predict_batch_udf with Keras, Spark's writer")
-
-
-def _against_spark(service: Service, settings: Settings, way: str, aim: float, name: str, runs: int = 1) -> Pair:
+def _against_spark(service: Service, settings: Settings, way: str, aim: float, name: str) -> Pair:
     """Compare ours, at `BATCH`, with Keras on Spark, at its own batch size; both without the first micro-batch."""
     bundle = open_registry(settings.home)
     backbone = bundle.read(1).manifest.backbone
@@ -137,7 +127,6 @@ def _against_spark(service: Service, settings: Settings, way: str, aim: float, n
 
     def ours(run: int) -> float:
         topic = f"against-{way}-{run}"
-        service.publish(topic, PEER_IMAGES)
-        return service.drain(settings, topic, BATCH).images_per_s
+        return service.images_per_s(settings, topic, PEER_IMAGES, BATCH)
 
-    return Pair(f"Kafka → Delta, against {name}", "images/s", aim, *in_turn(ours, peer, runs))
+    return Pair(f"Kafka → Delta, against {name}", "images/s", aim, *in_turn(ours, peer, 1))

@@ -2,12 +2,13 @@
 
 import io
 import os
-import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from benchmarks.processes import run_json
+from benchmarks.processes import end, run_json
 from models.backbone import FLATBUFFER_FILE
 from producer.message import build_message
 from streaming.platform.broker import start_broker, stop_broker
@@ -39,7 +40,7 @@ FROM mine, first WHERE committed_at > first.at
 """
 
 
-def photographs(count: int = PHOTOGRAPHS, width: int = PIXELS, height: int = PIXELS) -> list[bytes]:
+def photographs(count: int = PHOTOGRAPHS) -> list[bytes]:
     """JPEGs of different parts of two photographs, of about 24 KB at 300×300."""
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(image) for image in load_sample_images().images]
@@ -49,7 +50,7 @@ def photographs(count: int = PHOTOGRAPHS, width: int = PIXELS, height: int = PIX
         part = rng.uniform(0.5, 0.9)
         box_width, box_height = int(picture.width * part), int(picture.height * part)
         left, top = int(rng.integers(picture.width - box_width)), int(rng.integers(picture.height - box_height))
-        image = picture.crop((left, top, left + box_width, top + box_height)).resize((width, height))
+        image = picture.crop((left, top, left + box_width, top + box_height)).resize((PIXELS, PIXELS))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=86)
         made.append(buffer.getvalue())
@@ -156,6 +157,23 @@ class Service:
         summary = self.stream(settings, topic, *options, environment=environment)
         return steady(settings, topic, summary)
 
+    def images_per_s(self, settings: Settings, topic: str, images: int, per_batch: int, *options: object) -> float:
+        """Publish images to a new topic, score them, and return the steady throughput."""
+        self.publish(topic, images)
+        return self.drain(settings, topic, per_batch, *options).images_per_s
+
+    @contextmanager
+    def streaming(self, settings: Settings, topic: str, *options: str) -> Iterator[None]:
+        """Run `imagestream stream` on a topic in the background."""
+        command = (sys.executable, "-m", "streaming", "--home", settings.home, "stream", *options)
+        environment = os.environ | self.environment(topic)
+        with (self.scratch / "stream.log").open("w") as log:
+            stream = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            yield
+        finally:
+            end(stream)
+
     def environment(self, topic: str) -> dict[str, str]:
         """The environment in which commands of `imagestream` find this broker and the jars."""
         return {
@@ -179,15 +197,14 @@ def steady(settings: Settings, topic: str, summary: dict[str, Any]) -> Steady:
 
 
 @contextmanager
-def a_service(scratch: Path) -> Iterator[Service]:
-    """A service whose broker runs within the context, with the jars and backbones of the checkout's home."""
+def a_service() -> Iterator[Service]:
+    """A service in a temporary folder, whose broker runs within the context, with the jars of the checkout's home."""
     settings = read_settings()
-    settings = settings.model_copy(
-        update={"home": scratch, "jars": settings.jars_dir.resolve(), "backbones": settings.backbones_dir.resolve()}
-    )
-    state, _ = start_broker(settings, free_port())
-    try:
-        yield Service(scratch, settings.model_copy(update={"bootstrap_servers": state.address}))
-    finally:
-        stop_broker(settings)
-        shutil.rmtree(settings.broker_dir, ignore_errors=True)
+    places = {"jars": settings.jars_dir.resolve(), "backbones": settings.backbones_dir.resolve()}
+    with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        settings = settings.model_copy(update={"home": scratch, **places})
+        state, _ = start_broker(settings, free_port())
+        try:
+            yield Service(Path(scratch), settings.model_copy(update={"bootstrap_servers": state.address}))
+        finally:
+            stop_broker(settings)

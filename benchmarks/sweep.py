@@ -6,17 +6,15 @@ python -m benchmarks.sweep docs/performance
 import json
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from benchmarks.end_to_end import bare_loop
-from benchmarks.service import PIXELS, Service, a_service
+from benchmarks.service import PIXELS, a_service
 from streaming.jobs.capacity import images_per_s, measure
 from streaming.query import query
-from streaming.settings import Settings
 
 SIZES = {100: 2_000, 250: 3_000, 500: 4_000, 1_000: 6_000, 2_000: 8_000, 4_000: 12_000}  # in a batch → published
 IMAGES, BATCH = 20_000, 2_000
@@ -32,11 +30,11 @@ FROM batches WHERE offsets[1].topic = $topic ORDER BY batch_id
 
 def main(folder: Path) -> None:
     """Measure, and write two plots and their data into a folder."""
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+    with a_service() as service:
         settings = service.home("plain")
         bare = bare_loop(service, settings)
         costs = measure(service.flatbuffer(settings), PIXELS, PIXELS, CORES)
-        speeds = {size: _speed(service, settings, size, images) for size, images in SIZES.items()}
+        speeds = {size: service.images_per_s(settings, f"size-{size}", images, size) for size, images in SIZES.items()}
         expected = {size: images_per_s(costs, size, CORES, PARTITIONS) for size in SIZES}
         service.publish("course", IMAGES)
         service.drain(settings, "course", BATCH)
@@ -49,12 +47,6 @@ def main(folder: Path) -> None:
     figures = {"bare_loop": bare, "images_per_s": speeds, "model": expected, "seconds_for_images": after}
     (folder / "sweep.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
-
-
-def _speed(service: Service, settings: Settings, size: int, images: int) -> float:
-    topic = f"size-{size}"
-    service.publish(topic, images)
-    return service.drain(settings, topic, size).images_per_s
 
 
 def _plot_sizes(path: Path, speeds: dict[int, float], expected: dict[int, float], bare: float) -> None:

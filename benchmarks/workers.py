@@ -1,8 +1,6 @@
 """How much faster do two workers score a topic than one, each a separate executor with one core?"""
 
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from benchmarks.end_to_end import in_turn
 from benchmarks.pairs import Pair
@@ -14,7 +12,7 @@ MEGABYTES = 1_024
 
 
 def questions() -> Iterator[Pair]:
-    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+    with a_service() as service:
         settings = service.home("plain")
         speeds = in_turn(
             lambda run: _images_per_s(service, settings, 2, f"two-{run}"),

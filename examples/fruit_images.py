@@ -149,13 +149,7 @@ def _random_point(generator: np.random.Generator, centre: Point, radii: tuple[fl
     return centre + radius * np.array(radii) * (math.cos(angle), math.sin(angle))
 
 
-def _ellipse(
-    draw: ImageDraw.ImageDraw,
-    centre: Point,
-    width: float,
-    height: float,
-    fill: Colour,
-) -> None:
+def _ellipse(draw: ImageDraw.ImageDraw, centre: Point, width: float, height: float, fill: Colour) -> None:
     across, down = map(float, centre)
     draw.ellipse((across - width, down - height, across + width, down + height), fill=fill)
 

@@ -1,7 +1,6 @@
 """Sampling the peak memory of a process tree."""
 
 import threading
-from pathlib import Path
 from typing import Self
 
 import psutil
@@ -48,9 +47,5 @@ class MemoryWatch:
 
 
 def _size(process: psutil.Process) -> int:
-    """The proportional set size in bytes, as summed by the kernel: a JVM has many mappings."""
-    try:
-        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    except (OSError, StopIteration):
-        return int(process.memory_info().rss)
+    info = process.memory_full_info()
+    return int(getattr(info, "pss", info.rss))

@@ -41,13 +41,10 @@ class Outcome:
     """The outcome of an example.
 
     Attributes:
-        example: its name.
         rows_in: input images.
         rows_out: rows of the example's result, one per usable image.
         metric: the metric that `value` is, and its model.
-        value: the metric.
         original: the published result of the original, and its model.
-        published: messages published.
         streamed: predictions of the stream for them.
         plots: PNG files.
         details: further results by name.

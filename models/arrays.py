@@ -53,11 +53,7 @@ def write_npz(arrays: Arrays) -> bytes:
 
 
 def read_npz(data: bytes, name: str) -> Arrays:
-    """Read the arrays of an `.npz` without unpickling anything.
-
-    Args:
-        data: the content of the file.
-        name: the name of the file, for errors.
+    """Read the arrays of an `.npz` without unpickling anything; `name` is for errors.
 
     Raises:
         ModelError: not an npz, an array of objects, or more than `MAX_ARRAY_BYTES` when decompressed.
@@ -86,13 +82,7 @@ def _unpacked(data: bytes, name: str) -> Arrays:
 
 
 def checked_array(arrays: Arrays, name: str, shape: tuple[int | None, ...], dtype: type[Number]) -> NDArray[Number]:
-    """Return the array `name` after validating it.
-
-    Args:
-        arrays: the arrays by name.
-        name: the array.
-        shape: its shape, with None for any length.
-        dtype: its type.
+    """Return the array `name` after validating it; None in `shape` allows any length.
 
     Raises:
         ModelError: the array is missing, has another shape or type, or contains NaN or infinite values.

@@ -36,16 +36,12 @@ DEFAULT_AUGMENTATION = Augmentation()
 
 
 def augment(image: Pixels, image_id: str, copy: int, how: Augmentation = DEFAULT_AUGMENTATION) -> Pixels:
-    """Return an augmented copy of an image, deterministically; pixels beyond the edge repeat the edge.
+    """Return an augmented copy of an image, (H, W, 3) uint8, deterministically; pixels beyond the edge repeat the edge.
 
     Args:
         image: (H, W, 3) uint8.
         image_id: with `copy`, the seed.
         copy: the number of the copy.
-        how: the ranges of the augmentation.
-
-    Returns:
-        (H, W, 3) uint8.
     """
     generator = np.random.default_rng([copy, *image_id.encode()])
     mirrored = how.mirror and generator.random() < 0.5  # noqa: PLR2004

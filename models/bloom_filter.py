@@ -40,11 +40,7 @@ class BloomFilter:
 
     @classmethod
     def empty(cls, capacity: int, salt: int) -> Self:
-        """Create an empty filter for up to `capacity` strings.
-
-        Raises:
-            ModelError: it would exceed `MAX_BYTES`.
-        """
+        """Create an empty filter for up to `capacity` strings; raises ModelError if it would exceed `MAX_BYTES`."""
         size = max(1, math.ceil(capacity * BITS_PER_IMAGE / 8))
         if size > MAX_BYTES:
             raise ModelError(f"a filter of {capacity:,} images needs {size:,} bytes, the limit is {MAX_BYTES:,}")

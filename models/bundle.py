@@ -81,11 +81,6 @@ class BackboneEntry(_Strict):
     def of(cls, exported: ExportedBackbone, resize: Resize = "stretch", engine: EngineName = "litert") -> Self:
         """The entry of an exported backbone.
 
-        Args:
-            exported: the backbone.
-            resize: how images are resized to its input.
-            engine: the engine that runs it.
-
         Raises:
             ModelError: `engine` is Keras and the backbone is quantised, which only the flatbuffer is.
         """
@@ -219,10 +214,7 @@ class Bundle:
 
 
 def write_bundle(
-    directory: Path,
-    manifest: Manifest,
-    backbone_files: Mapping[str, Path],
-    arrays: Mapping[str, Arrays],
+    directory: Path, manifest: Manifest, backbone_files: Mapping[str, Path], arrays: Mapping[str, Arrays]
 ) -> str:
     """Write a bundle into `directory`, which must not exist, and return its SHA-256.
 
@@ -253,11 +245,7 @@ class BundleFiles(Protocol):
         """All names, including the manifest's."""
 
     def size(self, name: str) -> int:
-        """The size of a file in bytes.
-
-        Raises:
-            ModelError: the file is missing or not a regular file.
-        """
+        """The size of a file in bytes; raises ModelError if the file is missing or not a regular file."""
 
     def read(self, name: str) -> bytes:
         """The content of a file; called only after its size was checked."""

@@ -196,10 +196,8 @@ def classifier_from_arrays(kind: str, n_in: int, n_classes: int, arrays: Arrays)
     """Restore a classifier from the arrays of `to_arrays`.
 
     Args:
-        kind: the classifier's `kind`.
         n_in: K, the number of features.
         n_classes: C.
-        arrays: the arrays by name.
 
     Raises:
         ModelError: an unknown kind, or arrays that are missing, of the wrong shape, or not finite.

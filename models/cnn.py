@@ -42,7 +42,6 @@ def build_network(
 
     Args:
         name: the backbone.
-        n_classes: C.
         weights: of the backbone; see `models.backbone.build`.
         input_size: (height, width); default: that of the table.
         seed: of the initial weights.

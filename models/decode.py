@@ -38,7 +38,6 @@ def decode(
     Args:
         data: the encoded image; None for a message without value.
         size: (height, width) of the result.
-        limits: bounds on decoding.
         resize: `stretch` maps the whole image to `size`; `crop` takes the largest centred window of `size`'s aspect.
 
     Returns:

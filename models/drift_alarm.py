@@ -70,13 +70,7 @@ def verdict(reference: DriftReference, seen: DriftSums) -> dict[str, float]:
     """
     p, psi = p_value(reference, seen), float(psi_of(seen.counts, reference.counts).max())
     alarm = p <= LEVEL and psi >= MIN_PSI
-    return {
-        "window_rows": float(seen.rows),
-        "window_psi": psi,
-        "p_value": p,
-        "p_limit": LEVEL,
-        "alarm": float(alarm),
-    }
+    return {"window_rows": float(seen.rows), "window_psi": psi, "p_value": p, "p_limit": LEVEL, "alarm": float(alarm)}
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,6 @@ class DriftWindow:
 
     Attributes:
         model: identifies the model.
-        seen: the statistics.
         tested_s: the time of the last test on a monotonic clock; None for never.
     """
 

@@ -30,11 +30,7 @@ class LiteRTEngine:
     """
 
     def __init__(self, flatbuffer: bytes | Path, threads: int = 1) -> None:
-        """Load a flatbuffer.
-
-        Args:
-            flatbuffer: its bytes or file.
-            threads: the number of threads to run it with.
+        """Load a flatbuffer from its bytes or file.
 
         Raises:
             ModelError: it is not a LiteRT model from uint8 (N, H, W, 3) to float32 (N, D).

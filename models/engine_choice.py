@@ -51,7 +51,6 @@ def compare_engines(
         entry: the network in the manifest.
         content: the file that the manifest's engine runs.
         images: encoded images for the comparison.
-        providers: execution providers of ONNX Runtime.
         seconds: the time per engine.
 
     Raises:

@@ -209,25 +209,6 @@ class Evaluation:
         }
         return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
 
-    def report_text(self, digits: int = 2) -> str:
-        """A table of precision, recall and F1 per class in the layout of scikit-learn's `classification_report`."""
-        names = [name for name, there in zip(self.classes, self.occurring, strict=True) if there]
-        width = max(len("weighted avg"), digits, *map(len, names)) if names else len("weighted avg")
-        lines = [f"{'':>{width}s} " + "".join(f" {head:>9}" for head in ("precision", "recall", "f1-score", "support"))]
-        figures = (self.precision, self.recall, self.f1)
-
-        def line(name: str, values: list[float], rows: int) -> str:
-            return f"{name:>{width}s} " + "".join(f" {value:>9.{digits}f}" for value in values) + f" {rows:>9}"
-
-        lines.append("")
-        for index in np.flatnonzero(self.occurring):
-            values = [float(figure[index]) for figure in figures]
-            lines.append(line(self.classes[index], values, int(self.support[index])))
-        accuracy = f"{'accuracy':>{width}s} " + " " * 20 + f" {self.accuracy:>9.{digits}f} {self.rows:>9}"
-        lines += ["", accuracy, line("macro avg", [self.macro(figure) for figure in figures], self.rows)]
-        lines.append(line("weighted avg", [self.weighted(figure) for figure in figures], self.rows))
-        return "\n".join(lines) + "\n"
-
 
 def _shares(part: Counts, whole: Counts) -> Floats:
     """part / whole, and 0 where the whole is 0."""

@@ -83,8 +83,6 @@ class _Process:
 
         Args:
             request: "operation" and its arguments.
-            data: the encoded image.
-            limits: the limits on time and memory.
 
         Raises:
             EndedError: the process ended without a reply.
@@ -183,8 +181,6 @@ def run_guarded(request: dict[str, Any], data: bytes, limits: Limits) -> tuple[d
 
     Args:
         request: "operation" and its arguments, as JSON values.
-        data: the encoded image.
-        limits: the limits on time and memory.
 
     Returns:
         The reply and its bytes; a `BadImage` if a limit was exceeded or the decoder crashed.

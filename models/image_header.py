@@ -130,8 +130,6 @@ def read_header(data: bytes, found: Sniffed, size: tuple[int, int], max_pixels: 
     """Inspect the header of an image.
 
     Args:
-        data: the encoded image.
-        found: its format.
         size: (height, width) that it will be decoded to.
         max_pixels: the limit of width times height.
     """
@@ -224,7 +222,6 @@ def _jpeg_scans(data: bytes, start: int, *, single: bool, multiple: bool) -> _Sc
     """The scans that begin at `start`.
 
     Args:
-        data: the file.
         start: the offset of the first scan.
         single: whether one scan has all components, with no other marker before the end.
         multiple: whether the file contains further images (CIPA DC-007, Multi-Picture Format).

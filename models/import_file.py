@@ -28,7 +28,6 @@ class Inspection:
     """The content of a model file.
 
     Attributes:
-        format: the name of the format.
         producer: the software that wrote the file.
         inputs, outputs: name, type and shape, in which 0 stands for a size that is not fixed.
         operators: the number of occurrences of each operator.
@@ -60,7 +59,6 @@ class Imported:
         file: the file to run.
         n_features: D.
         scores: (N, D) float32 of the sample images.
-        guessed: the settings that were guessed, by name.
         classes: as in `Inspection`.
         size: the size of `file` in bytes.
     """

@@ -1,7 +1,6 @@
 """The content of model files, common to all formats."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -10,8 +9,6 @@ class Tensor:
     """An input or output.
 
     Attributes:
-        name: its name.
-        dtype: its type.
         shape: its shape, with 0 for a size that is not fixed; None if it is unknown.
         quantization: (scale, zero point) of integers that represent (q − zero point) · scale, if quantised.
     """
@@ -29,7 +26,6 @@ class Contents:
     Attributes:
         opsets: versions of the operators by domain.
         producer: the software that wrote the file.
-        inputs, outputs: those of the network.
         operators: the number of occurrences of each operator, with its domain unless it is the format's own.
         parameters: the number of elements of all weights.
         metadata: texts by key.
@@ -50,11 +46,8 @@ class Contents:
     @property
     def classes(self) -> str | None:
         """The class names that exporters store in a file, as text; None if there are none."""
-        return _names_in(self.metadata)
-
-
-def _names_in(metadata: Mapping[str, str]) -> str | None:
-    return next((metadata[key] for key in ("names", "classes", "class_names", "labels") if key in metadata), None)
+        names = ("names", "classes", "class_names", "labels")
+        return next((self.metadata[key] for key in names if key in self.metadata), None)
 
 
 def one_line(error: Exception, limit: int = 300) -> str:

@@ -27,7 +27,6 @@ class Network(BaseModel):
         format: the format of the file that is run, which may differ from that of the imported file.
         source, source_sha256: the name and hash of the imported file.
         tensor: the name of the tensor with the features.
-        recipe: the preprocessing.
         layout: the layout of a tensor of four dimensions, for pooling.
     """
 
@@ -104,11 +103,6 @@ class NetworkEngine:
     def _reduced(self, values: Features) -> Features:
         """The mean over all positions of a map (or a sequence, (N, T, C)) if pooled, else the flattened map."""
         if self._pooled and values.ndim > 2:  # noqa: PLR2004
-            places = (
-                tuple(range(2, values.ndim)) if self._channels_first(values.ndim) else tuple(range(1, values.ndim - 1))
-            )
-            values = values.mean(axis=places)
+            first = 2 if self._layout == "nchw" and values.ndim == 4 else 1  # noqa: PLR2004
+            values = values.mean(axis=tuple(range(first, first + values.ndim - 2)))
         return values.reshape(len(values), -1)
-
-    def _channels_first(self, dimensions: int) -> bool:
-        return self._layout == "nchw" and dimensions == 4  # noqa: PLR2004

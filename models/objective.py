@@ -26,7 +26,6 @@ class Objective:
     Procedures in Nonparametric Problems").
 
     Attributes:
-        metric: the name of the metric.
         costs: of a false positive and a false negative, for `cost` only; see `models.threshold`.
     """
 
@@ -81,7 +80,6 @@ def parse_objective(text: str, threshold: str | None = None) -> Objective:
     """Parse `accuracy`, `cost:1:5`, `f1`, `macro_f1` or `log_loss`.
 
     Args:
-        text: the objective.
         threshold: the threshold, such as `cost:1:5`, with the costs for `cost` alone.
 
     Raises:

@@ -185,11 +185,7 @@ class _Check:
 
 
 def read_onnx(content: bytes | memoryview, folder: Path | None = None) -> Contents:
-    """Read and check a file.
-
-    Args:
-        content: the file.
-        folder: the folder of files with external weights; None to allow none.
+    """Read and check a file; `folder` has the files with external weights, None allows none.
 
     Raises:
         ModelError: not an ONNX file, or one that is not safe to run; the message says why.
@@ -203,8 +199,6 @@ def extract(content: bytes, tensor: str, folder: Path | None = None) -> bytes:
     """Extract the part of a checked file that computes one tensor, which becomes its only output.
 
     Args:
-        content: the file.
-        tensor: the name of the tensor.
         folder: the folder of files with external weights, which are included.
 
     Raises:
@@ -275,11 +269,7 @@ def external_place(tensor: memoryview, folder: Path | None) -> tuple[Path, int, 
 
 
 def in_order(nodes: Iterable[_Node], defined: Iterable[str]) -> list[_Node]:
-    """Sort nodes topologically.
-
-    Raises:
-        ModelError: the graph is cyclic, or no node computes a name that is read.
-    """
+    """Sort nodes topologically; raises ModelError if the graph is cyclic, or no node computes a name that is read."""
     known = {"", *defined}
     ordered: list[_Node] = []
     waiting = list(nodes)

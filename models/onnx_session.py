@@ -18,7 +18,6 @@ PROVIDERS = {
     "coreml": "CoreMLExecutionProvider",
     "directml": "DmlExecutionProvider",
 }
-_BATCH_ON_DEVICE = 32
 _QUIET = 4  # fatal errors only
 
 
@@ -29,7 +28,6 @@ class OnnxSession:
         """Check and load a file.
 
         Args:
-            content: the file.
             threads: the number of threads of one operator.
             providers: names of `PROVIDERS` by priority.
 
@@ -59,11 +57,7 @@ class OnnxSession:
         self.batch = first if isinstance(first, int) else 1 if on_cpu else 0
 
     def run(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        """Return the output for images (N, …).
-
-        Raises:
-            ModelError: ONNX Runtime fails.
-        """
+        """Return the output for images (N, …); raises ModelError if ONNX Runtime fails."""
         try:
             (values,) = self._session.run([self._output], {self._input: tensor})
         except Exception as error:

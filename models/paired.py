@@ -92,7 +92,6 @@ class MeanGain:
         variables", Biometrika 48).
 
         Args:
-            margin: the margin.
             level: the significance level; used only by gains that are sampled.
             growth: the factor by which to multiply the number of images, with the same predictions.
         """
@@ -221,8 +220,6 @@ def images_needed(gain: Gain, margin: float, level: float) -> int | None:
     """Estimate the number of images, with the same predictions, needed to show a gain above the margin.
 
     Args:
-        gain: the observed gain.
-        margin: the margin.
         level: one minus the confidence.
 
     Returns:

@@ -69,11 +69,7 @@ def decode_pixels(
     """Decode an image.
 
     Args:
-        header: the checked image.
-        image_format: its format.
         size: (height, width) of the result.
-        limits: bounds on decoding.
-        resize: how it is resized to `size`.
         repair: whether to decode an image whose data ends early, and count its missing rows, in twice the time and
             memory.
 
@@ -228,7 +224,6 @@ def shape_pixels(
     Args:
         image: the image, loaded or not.
         size: (height, width).
-        resize: how it is resized to `size`.
         orientation: the EXIF orientation, 1 to 8; None to read it from the image.
 
     Returns:

@@ -169,9 +169,8 @@ def check_pca_memory(n_features: int, size: int | None = None) -> None:
         return
     if size is not None:
         raise ModelError(
-            f"a randomized PCA of {n_features:,} features with a sketch of {size:,} columns needs "
-            f"{needed / 1e9:.1f} GB in every worker, at most {MAX_PCA_BYTES / 1e9:.1f} GB is allowed; "
-            "take fewer components"
+            f"a randomized PCA of {n_features:,} features with a sketch of {size:,} columns needs {needed / 1e9:.1f} "
+            f"GB in every worker, at most {MAX_PCA_BYTES / 1e9:.1f} GB is allowed; take fewer components"
         )
     raise ModelError(
         f"PCA of {n_features:,} features needs {needed / 1e9:.1f} GB for its sums in every worker and "
@@ -185,7 +184,6 @@ def fit_pca(sums: GramSums, explained_variance: float | None = 0.90, k: int | No
     """Fit an exact PCA from sums.
 
     Args:
-        sums: of the rows.
         explained_variance: keep the fewest components that explain at least this share of the variance.
         k: keep this number of components instead.
 
@@ -232,12 +230,7 @@ def components_to_keep(ratio: NDArray[np.float64], rank: int, explained_variance
 
 
 def projection_from_arrays(kind: str, n_in: int, arrays: Arrays) -> Projection:
-    """Restore a projection from the arrays of `to_arrays`.
-
-    Args:
-        kind: the projection's `kind`.
-        n_in: D, the number of features.
-        arrays: the arrays by name.
+    """Restore a projection of `n_in` features from the arrays of `to_arrays`.
 
     Raises:
         ModelError: an unknown kind, or arrays that are missing, of the wrong shape, or not finite.

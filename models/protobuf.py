@@ -15,11 +15,7 @@ Field = tuple[int, int | memoryview]  # its number; the integer of a varint, the
 
 
 def fields(message: memoryview) -> Iterator[Field]:
-    """The fields of a message in order.
-
-    Raises:
-        ModelError: the bytes are not a message, or end within a field.
-    """
+    """The fields of a message in order; raises ModelError if the bytes are not a message, or end within a field."""
     at, end = 0, len(message)
     while at < end:
         key, at = _varint(message, at)

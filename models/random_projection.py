@@ -96,7 +96,6 @@ def make_random_projection(
     Args:
         n_in: D, the number of features.
         n_out: K, for instance `johnson_lindenstrauss_dim(rows, eps)`.
-        seed: the seed.
         density: the share of nonzero entries; default: 1 / sqrt(D).
 
     Raises:

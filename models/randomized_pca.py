@@ -8,7 +8,6 @@ an L of a little more than twice the number of components, as they recommend.
 """
 
 from dataclasses import dataclass, field
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,11 +63,6 @@ class RangeSketch:
         self.sketch = np.zeros((self.n_features, self.size))
         self.directions = np.random.default_rng(self.seed).normal(size=(self.n_features, self.size))
 
-    @classmethod
-    def for_components(cls, n_features: int, k: int, seed: int = 0) -> Self:
-        """A sketch of the default size for `k` components."""
-        return cls(n_features, min(2 * k + 10, n_features), seed)
-
     def add(self, rows: Features) -> None:
         """Add rows (N, D)."""
         for start in range(0, len(rows), _BLOCK):
@@ -90,7 +84,6 @@ def fit_randomized_pca(sketch: RangeSketch, explained_variance: float | None = N
     """Fit a PCA from a sketch; its `explained_variance_ratio` has length L.
 
     Args:
-        sketch: of the rows.
         explained_variance: keep the fewest components that explain at least this share of the variance.
         k: keep this number of components instead.
 

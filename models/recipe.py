@@ -103,12 +103,6 @@ class Recipe(BaseModel):
         """The type of the result of `pixels`: float32 for filters that do not round."""
         return np.float32 if self.filter in _SAMPLED_TAPS else np.uint8
 
-    @property
-    def tensor_shape(self) -> tuple[int, int, int]:
-        """The shape of one image's tensor, without the batch."""
-        height, width, channels = self.pixel_shape
-        return (height, width, channels) if self.layout == "nhwc" else (channels, height, width)
-
     def pixels(self, data: bytes | None, limits: Limits = DEFAULT_LIMITS) -> Pixels | BadImage:
         """Decode, rotate upright, resize and crop: encoded bytes to `pixel_shape`, values 0..255."""
         found = self.picture(data, limits)
@@ -136,7 +130,7 @@ class Recipe(BaseModel):
         return resized[..., np.newaxis] if self.n_channels == 1 else resized
 
     def tensor(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """(N, *pixel_shape) → (N, *tensor_shape) of `dtype`."""
+        """(N, *pixel_shape) → (N, H, W, C) or, by the layout, (N, C, H, W) of `dtype`."""
         if pixels.shape[1:] != self.pixel_shape:
             raise ModelError(
                 f"expected images of shape (N, {', '.join(map(str, self.pixel_shape))}), got {pixels.shape}"

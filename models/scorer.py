@@ -67,7 +67,6 @@ def decode_all(
         values: encoded images; None for a message without value.
         size: (height, width).
         fitting: how images are resized to `size`, or the recipe.
-        limits: bounds on decoding.
     """
     images = empty_pixels(len(values), size, fitting)
     rows: list[int] = []
@@ -91,8 +90,6 @@ class Head:
 
     Attributes:
         classes: (C) names.
-        projection: the projection.
-        classifier: the classifier.
         threshold: with two classes, the second is predicted if its probability is at least this; None: the more
             probable one is.
     """
@@ -137,11 +134,7 @@ class Scorer:
 
 
 def load_head(bundle: Bundle) -> Head:
-    """Load the projection and classifier of a bundle.
-
-    Raises:
-        ModelError: their arrays do not match the manifest.
-    """
+    """Load the projection and classifier of a bundle; raises ModelError if their arrays do not match the manifest."""
     manifest = bundle.manifest
     stage = manifest.projection
     projection = projection_from_arrays(stage.kind, stage.n_in, bundle.arrays(PROJECTION))
@@ -162,9 +155,7 @@ def load_scorer(
     """Load the model of a bundle; takes tenths of a second, so a worker does it once.
 
     Args:
-        bundle: the bundle.
         threads, engine, providers: see `load_engine`.
-        limits: bounds on decoding.
 
     Raises:
         ModelError: a part cannot be loaded, or does not match the manifest.
@@ -185,7 +176,6 @@ def load_engine(
 
     Args:
         entry: the backbone in the manifest.
-        content: the content of its file.
         threads: the number of threads of LiteRT and ONNX Runtime.
         engine: the engine; default: the manifest's.
         providers: execution providers of ONNX Runtime by priority.

@@ -8,13 +8,7 @@ from models.tflite_session import TFLiteSession
 
 
 def open_session(file_format: Format, content: bytes, threads: int = 1, providers: Sequence[str] = ("cpu",)) -> Session:
-    """Check and load a network.
-
-    Args:
-        file_format: the format of the file.
-        content: the content of the file.
-        threads: the number of threads.
-        providers: execution providers of ONNX Runtime by priority.
+    """Check and load a network; `providers` are execution providers of ONNX Runtime by priority.
 
     Raises:
         ModelError: the file is rejected or cannot be run.

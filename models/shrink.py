@@ -23,7 +23,6 @@ def shrink(data: bytes, max_side: int, limits: Limits = DEFAULT_LIMITS) -> bytes
     orientation is applied, the colour profile is kept, and other metadata, such as the location, is dropped.
 
     Args:
-        data: the encoded image.
         max_side: in pixels.
         limits: bounds on decoding; `max_bytes` is ignored.
 
@@ -35,12 +34,7 @@ def shrink(data: bytes, max_side: int, limits: Limits = DEFAULT_LIMITS) -> bytes
         return data
     if read_header(data, found, (max_side, max_side), limits.max_pixels).excess:
         return data
-    request = {
-        "operation": "shrink",
-        "format": found.format,
-        "max_side": max_side,
-        "max_pixels": limits.max_pixels,
-    }
+    request = {"operation": "shrink", "format": found.format, "max_side": max_side, "max_pixels": limits.max_pixels}
     answer = run_guarded(request, data[found.start :], limits)
     return data if isinstance(answer, BadImage) or not answer[0]["shrunk"] else answer[1]
 

@@ -36,11 +36,7 @@ class TFLiteSession:
         self._shape: tuple[int, ...] | None = None
 
     def run(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        """Return the output for one image (1, …).
-
-        Raises:
-            ModelError: LiteRT fails.
-        """
+        """Return the output for one image (1, …); raises ModelError if LiteRT fails."""
         place = self._input["index"]
         try:
             if self._shape != tensor.shape:

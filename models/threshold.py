@@ -25,7 +25,6 @@ class ThresholdAim:
     """How the threshold is chosen: `fixed`, by the minimum cost if `costs` are set, or else by the maximum F1.
 
     Attributes:
-        fixed: the threshold.
         costs: of a false positive (predicting the second class for the first) and of a false negative.
     """
 
@@ -61,7 +60,6 @@ def best_threshold(scores: ScoreHistogram, aim: ThresholdAim) -> float:
 
     Args:
         scores: of a model of two classes; see `models.evaluation.Evaluation.scores`.
-        aim: how the threshold is chosen.
 
     Raises:
         ModelError: other than two classes, or rows of one of them only.

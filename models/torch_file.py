@@ -82,7 +82,6 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, NDArray[Any
     """Read every tensor of the state dict in `path` as a contiguous array that owns its memory.
 
     Args:
-        path: the file.
         sha256: the expected hash in hex, checked before the file is parsed.
 
     Raises:

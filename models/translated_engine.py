@@ -24,7 +24,6 @@ class TranslatedEngine:
         """Translate and load a flatbuffer.
 
         Args:
-            flatbuffer: its content.
             input_size: (height, width).
             n_features: D.
             threads: the number of threads of one operator.

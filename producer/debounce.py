@@ -17,12 +17,9 @@ class _Waiting:
 
 
 class Debouncer:
-    """Changed files that wait until they are complete.
+    """Changed files that wait until they are complete; `clock` returns the time in seconds.
 
     A file is complete when its size and modification time have been stable for `QUIET_S` and it is not empty.
-
-    Args:
-        clock: returns the time in seconds.
 
     Attributes:
         overflowed: files were dropped because more than `MAX_WAITING` waited.

@@ -20,7 +20,6 @@ class FolderWatcher:
         """Start following changes.
 
         Args:
-            folders: the folders to watch.
             stop: ends the thread when it is set.
             follow_links: also publish files outside the folders that symbolic links in them point to. This is off by
                 default because it lets anyone who may write to a folder publish any file that this process can read.

@@ -60,9 +60,7 @@ def read_rows(path: Path, keys: Sequence[str] = PATH_COLUMNS, max_rows: int = MA
     """Read a CSV lazily: return the name of the column that names the images, and its rows without blank ones.
 
     Args:
-        path: the CSV file.
         keys: accepted names of that column; the first one in the header is used.
-        max_rows: the maximum number of rows.
 
     Raises:
         PublishError: the CSV cannot be read or lacks such a header; or, during iteration, a row is malformed or there

@@ -70,8 +70,6 @@ def read(file: SourceFile, options: ReadOptions, max_message_bytes: int) -> Mess
     """Read a file into a message, or return why it was skipped.
 
     Args:
-        file: the file.
-        options: how the file is read.
         max_message_bytes: the largest message that the topic accepts, headers included.
     """
     max_bytes = min(options.max_bytes, max_message_bytes)

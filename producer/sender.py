@@ -48,7 +48,6 @@ class Sender:
     """Sends messages to a topic; thread-safe.
 
     Attributes:
-        topic: the topic.
         max_message_bytes: the largest message that the topic accepts, headers included; see `message_bytes`.
     """
 
@@ -65,7 +64,6 @@ class Sender:
 
         Args:
             bootstrap_servers: addresses of the brokers, `host:port,…`.
-            topic: the topic.
             connect_timeout_s: the time to wait for a broker, in seconds.
             delivery_timeout_s: the time to wait for an acknowledgement, in seconds; default: 30.
             client: kafka-python's security arguments.

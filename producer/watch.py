@@ -46,12 +46,9 @@ class WatchSummary:
     """The outcome of watching.
 
     Attributes:
-        topic: the topic.
         sent: messages that the broker acknowledged.
         bytes: the size of their images.
-        skipped: files that were skipped.
         undelivered: files that the broker had not acknowledged at the end; the next start sends them.
-        seconds: the duration.
         skips: the first 100 files that were skipped.
     """
 
@@ -99,7 +96,6 @@ def watch(
         stop: ends watching when it is set.
         topic: the topic, created with the broker's defaults if it does not exist.
         label_from: `parent` sends the name of a file's folder as its label.
-        options: how files are read.
         rate: the maximum rate in images per second, evenly spaced; default: no limit.
         follow_links: also publish files outside the folders that symbolic links in them point to.
         on_change: called with the current summary when messages are acknowledged or a file is skipped.

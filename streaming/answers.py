@@ -136,12 +136,7 @@ def _time_of(value: Moment | None) -> datetime | None:
 
 
 def _select(
-    home: str | Path | None,
-    rows: str,
-    order: str,
-    values: Mapping[str, Any],
-    limit: int | None,
-    at: Moment | None,
+    home: str | Path | None, rows: str, order: str, values: Mapping[str, Any], limit: int | None, at: Moment | None
 ) -> "pa.Table":
     if limit is None:
         return sql(rows, home, parameters=values, at=at)

@@ -5,22 +5,17 @@ import re
 from streaming.errors import UsageError
 
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-YEAR_S = 366 * 86_400.0
 PATTERN = r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?"
 
 
 def parse_duration(
     text: str | float, *, plain: str | None = "s", min_s: float = 0.0, max_s: float = 366 * 86_400.0
 ) -> float:
-    """Parse a duration such as 500ms, 10s, 15m, 24h or 7d.
+    """Parse a duration such as 500ms, 10s, 15m, 24h or 7d, and return seconds.
 
     Args:
-        text: the duration.
         plain: the unit of a number without a unit; None if a unit is required.
         min_s, max_s: the limits, inclusive.
-
-    Returns:
-        Seconds.
 
     Raises:
         UsageError: it is not a valid duration, or outside the limits.

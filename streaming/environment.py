@@ -39,7 +39,7 @@ HONOURED = {
 CLUSTER_PREFIXES = ("HADOOP_", "HIVE_", "YARN_", "SPARK_CONF_DIR")
 # Variables that change the behaviour of the Python interpreter, intended for development.
 INTERPRETER = {f"PYTHON{name}" for name in ("DEVMODE", "INSPECT", "IOENCODING", "OPTIMIZE", "STARTUP", "WARNINGS")}
-LOCALE = "C.UTF-8"
+UTF8 = {"LC_ALL": "C.UTF-8", "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
 LOOPBACK = "127.0.0.1"
 
 _ignored: list[str] = []  # what the command line has dropped from its own environment
@@ -70,14 +70,13 @@ def cleaned(environment: Mapping[str, str], *, local: bool) -> dict[str, str]:
     """The environment without ignored variables, and with those that isolate child processes.
 
     Args:
-        environment: to clean.
         local: whether Spark runs on this machine, so that a cluster's configuration is ignored.
     """
     dropped = {*ignored(environment, local=local), *INTERPRETER}
     kept = {name: value for name, value in environment.items() if name not in dropped}
     if local:
         kept.setdefault("SPARK_LOCAL_IP", LOOPBACK)  # the machine's host name may not resolve
-    return kept | {"PYTHONPATH": _python_path(environment.get("PYTHONPATH", "")), "PYTHONSAFEPATH": "1"} | _utf8()
+    return kept | {"PYTHONPATH": _python_path(environment.get("PYTHONPATH", "")), "PYTHONSAFEPATH": "1"} | UTF8
 
 
 def child_environment() -> dict[str, str]:
@@ -138,10 +137,6 @@ def _restart_interpreter() -> NoReturn:
     environment |= {"PYTHONPATH": _python_path(os.environ.get("PYTHONPATH", "")), "PYTHONIOENCODING": encoding}
     command = [sys.executable, "-P", "-X", "utf8", "-m", "imagestream", *sys.argv[1:]]
     os.execve(sys.executable, command, environment)  # noqa: S606
-
-
-def _utf8() -> dict[str, str]:
-    return {"LC_ALL": LOCALE, "LANG": LOCALE, "PYTHONUTF8": "1"}
 
 
 def _python_path(given: str) -> str:

@@ -29,8 +29,7 @@ class ServiceError(Exception):
         named: for a second base class, such as the `name` of an ImportError.
 
     Attributes:
-        kind: the name of the type where it crosses a process boundary; a subclass inherits it
-            unless it defines one.
+        kind: the name of the type where it crosses a process boundary; a subclass inherits it unless it defines one.
         problem: the message without the hint.
         hint: empty if the message needs none.
     """
@@ -98,19 +97,7 @@ class UncheckedError(ServiceError):
 
 
 KINDS: dict[str, type[ServiceError]] = {
-    one.kind: one
-    for one in (
-        ServiceError,
-        ConfigurationError,
-        UsageError,
-        UnavailableError,
-        StoreAwayError,
-        DataError,
-        DamagedError,
-        ConflictError,
-        NotFoundError,
-        UncheckedError,
-    )
+    one.kind: one for one in [*globals().values()] if isinstance(one, type) and issubclass(one, ServiceError)
 }
 
 

@@ -188,7 +188,7 @@ def _from_table(settings: Settings, begin: tuple[int, int] | str, table: str) ->
     every_s = POLL_S if place.is_local else POLL_IN_BUCKET_S
     version, given = _first(settings, table, begin)
     while True:
-        data = place.store.get(_entry_key(table, version))
+        data = place.store.get(f"{_log_of(table)}/{version:020}.json")
         if data is None:
             if _newest(settings, table) > version:
                 raise PositionError(
@@ -241,7 +241,3 @@ def _new_rows(settings: Settings, table: str, version: int, data: bytes) -> Iter
 
 def _log_of(table: str) -> str:
     return f"tables/{table}/_delta_log"
-
-
-def _entry_key(table: str, version: int) -> str:
-    return f"{_log_of(table)}/{version:020}.json"

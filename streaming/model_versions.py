@@ -8,6 +8,7 @@ from typing import Any
 
 from streaming.errors import UsageError
 from streaming.extras import extras_named
+from streaming.platform.machine import user_name
 from streaming.registry import CHAMPION, Registry, open_registry
 from streaming.settings import read_settings
 from streaming.storage.registry_objects import Alias, Move
@@ -60,7 +61,6 @@ def promote(
         ModelError: the version does not exist, or does not reproduce its recorded results on this machine.
     """
     from models.scorer import check_golden, load_scorer
-    from streaming.platform.machine import user_name
 
     registry = _registry(home)
     with extras_named():
@@ -75,8 +75,6 @@ def rollback(*, alias: Alias = CHAMPION, home: str | Path | None = None) -> Move
     Raises:
         ModelError: there is no previous version, or its bundle is rejected.
     """
-    from streaming.platform.machine import user_name
-
     return _registry(home).rollback(alias=alias, by=user_name())
 
 
@@ -86,8 +84,6 @@ def clear_challenger(*, why: str = "cleared by hand", home: str | Path | None = 
     Raises:
         ModelError: there is no challenger.
     """
-    from streaming.platform.machine import user_name
-
     return _registry(home).clear(by=user_name(), why=why)
 
 
@@ -97,8 +93,6 @@ def delete_version(version: int, *, home: str | Path | None = None) -> None:
     Raises:
         ModelError: there is no such version, or an alias points at it.
     """
-    from streaming.platform.machine import user_name
-
     _registry(home).delete(version, by=user_name())
 
 
@@ -134,7 +128,6 @@ def import_model(
     """
     from models.bundle_zip import is_bundle_zip
     from models.import_file import split_tensor
-    from streaming.platform.machine import user_name
 
     registry, user = _registry(home), user_name()
     with extras_named():

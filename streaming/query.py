@@ -60,7 +60,6 @@ def open_query(
     """The rows of a SELECT over the tables, in batches that can be read within the context.
 
     Args:
-        settings: of the home.
         sql: one SELECT (or WITH, FROM, VALUES, DESCRIBE, SHOW TABLES); each Delta table is a view with its name.
         parameters: values of `$name` in the SQL.
         timeout_s: from now until the last row is read.

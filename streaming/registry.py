@@ -4,6 +4,7 @@ A running stream follows `champion` before every micro-batch; `challenger` is a 
 of the store is described in `streaming.storage.registry_objects`.
 """
 
+import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -93,15 +94,19 @@ class Registry:
         Raises:
             ModelError: the version does not exist, or its bundle is rejected.
         """
-        return self._read(version, None)
+        return self.fetch(version, None)
 
-    def fetch(self, version: int, into: Path) -> Bundle:
+    def fetch(self, version: int, into: Path | None) -> Bundle:
         """As `read`, but also copy all files to the local directory `into`, which is created.
 
         Raises:
             ModelError: the version does not exist, or its bundle is rejected.
         """
-        return self._read(version, into)
+        registered = self._live(version)
+        files = self._files(registered)
+        bundle = read_bundle(files, into)
+        _check_registered(version, registered, files, bundle.sha256)
+        return bundle
 
     def export(self, version: int, file: Path) -> Bundle:
         """Export a version to a zip file of its bundle.
@@ -155,6 +160,13 @@ class Registry:
             version += 1
         return version
 
+    def keep(self, folder: Path, sha256: str) -> tuple[int, bool]:
+        """The version of the bundle in `folder`, which is registered unless it is here, and whether it is new."""
+        version = self.find(sha256)
+        if version is not None:
+            return version, False
+        return self.register(lambda directory: shutil.move(folder, directory)), True
+
     def targets(self) -> dict[Alias, int | None]:
         """The version of each alias, None if it is not set; takes one request if there is no new move.
 
@@ -199,11 +211,7 @@ class Registry:
         return self._log.append(move_back)
 
     def clear(self, *, alias: Alias = CHALLENGER, by: str, why: str) -> Move:
-        """Clear an alias.
-
-        Raises:
-            ModelError: it is the champion, which the stream requires, or is not set.
-        """
+        """Clear an alias; raises ModelError if it is the champion, which the stream requires, or is not set."""
 
         def move_away(moves: Sequence[Move]) -> Move:
             if alias == CHAMPION or _target(moves, alias) is None:
@@ -249,13 +257,6 @@ class Registry:
             deleted = Deleted.from_bytes(data, f"{self._store.place}/{deleted_key(version)}")
             raise ModelError(f"version {version} was deleted by {one_line(deleted.by)} at {deleted.at:%Y-%m-%d %H:%M}")
         return registered
-
-    def _read(self, version: int, copy_to: Path | None) -> Bundle:
-        registered = self._live(version)
-        files = self._files(registered)
-        bundle = read_bundle(files, copy_to)
-        _check_registered(version, registered, files, bundle.sha256)
-        return bundle
 
     def _version(self, version: int) -> Version:
         data = self._store.get(version_key(version))
@@ -335,13 +336,7 @@ def _move(
 ) -> Move:
     """The next move of an alias."""
     return Move(
-        alias=alias,
-        version=version,
-        previous=_target(moves, alias),
-        by=by,
-        at=_now(),
-        why=why,
-        metrics=dict(metrics),
+        alias=alias, version=version, previous=_target(moves, alias), by=by, at=_now(), why=why, metrics=dict(metrics)
     )
 
 

@@ -77,8 +77,7 @@ class Settings(BaseSettings):
 
     home: str = Field(HOME, description="home of tables, streams and models: a folder, or an s3://, gs:// or az:// URI")
     work: Path | None = Field(
-        None,
-        description="local folder for logs, caches and the broker's data; default: the home if it is local",
+        None, description="local folder for logs, caches and the broker's data; default: the home if it is local"
     )
     jars: Path | None = Field(
         None,
@@ -173,10 +172,7 @@ class Settings(BaseSettings):
         "7d", description="time for which maintenance keeps unused files; at least 24h"
     )
     max_pixels: int = Field(
-        64_000_000,
-        ge=1,
-        le=1_000_000_000,
-        description="maximum number of pixels (width times height) of an image",
+        64_000_000, ge=1, le=1_000_000_000, description="maximum number of pixels (width times height) of an image"
     )
     decode_timeout: Duration = Field(
         10.0, gt=0, le=3600, description="maximum CPU time for decoding one image, e.g. 10s"
@@ -250,7 +246,6 @@ class Configuration:
     """The settings and where their values come from.
 
     Attributes:
-        settings: the settings.
         origins: setting name → origin of its value, for settings that are not at their default.
         warnings: a line for each unknown variable IMAGESTREAM_….
     """

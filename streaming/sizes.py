@@ -6,10 +6,7 @@ UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 
 def parse_size(text: str) -> int:
-    """Parse a size such as 512m or 2g, by default in bytes.
-
-    Returns:
-        Bytes.
+    """Parse a size such as 512m or 2g, by default in bytes, and return bytes.
 
     Raises:
         ServiceError: it is not a valid size.

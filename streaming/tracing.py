@@ -20,13 +20,10 @@ def valid(traceparent: str | None) -> str | None:
 
 @contextmanager
 def publishing(traceparent: str | None) -> Iterator[str | None]:
-    """A span for the publication of an upload, in the trace of the request.
+    """A span for the publication of an upload, in the request's trace; yields the trace context of the message.
 
     Args:
         traceparent: the request's W3C trace context; an invalid one is ignored.
-
-    Yields:
-        The trace context for the message.
     """
     given = valid(traceparent)
     try:

@@ -46,11 +46,7 @@ class Cifar10:
     binary: bool
 
     def read(self, file: Path) -> Batch:
-        """Read a batch.
-
-        Raises:
-            ServiceError: the file is not in the expected format.
-        """
+        """Read a batch; raises ServiceError if the file is not in the expected format."""
         return read_binary(file) if self.binary else read_batch(file, WIDTH, CLASSES)
 
     def images(self, files: Iterable[Path]) -> Iterator[tuple[str, str, bytes]]:

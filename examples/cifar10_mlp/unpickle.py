@@ -110,12 +110,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def read_batch(path: Path, width: int, n_classes: int) -> Batch:
-    """Read a batch of images.
-
-    Args:
-        path: the file.
-        width: the number of values per image.
-        n_classes: the number of classes.
+    """Read a batch of images of `width` values.
 
     Raises:
         ServiceError: as `read_pickle`, or the dictionary is not a batch.

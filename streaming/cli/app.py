@@ -64,8 +64,7 @@ JsonOption = Annotated[
     ),
 ]
 PortOption = Annotated[
-    int | None,
-    typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free port; default: the setting."),
+    int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free port; default: the setting.")
 ]
 
 

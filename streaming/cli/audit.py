@@ -71,7 +71,7 @@ def _show(report: "AuditReport") -> None:
         holes = f", {span.holes:,} holes ({span.proven:,} proven, {unproven:,} reported by Spark)" if span.holes else ""
         out.print(
             f"{span.topic} partition {span.partition}: offsets {span.first:,} to {span.last:,}, "
-            f"{span.messages:,} messages in {span.batches:,} batches{holes}",
+            f"{span.messages:,} messages in {span.batches:,} batches{holes}"
         )
     for one in report.compared:
         found = "not compared with Kafka"
@@ -100,5 +100,5 @@ def _show(report: "AuditReport") -> None:
     verdict = "clean" if report.clean else f"{total:,} problems"
     out.print(
         f"{verdict}: {report.batches:,} batches, {report.predicted:,} predicted + {report.quarantined:,} quarantined"
-        + (f", {report.erased:,} of them erased on request" if report.erased else ""),
+        + (f", {report.erased:,} of them erased on request" if report.erased else "")
     )

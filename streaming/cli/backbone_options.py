@@ -7,8 +7,7 @@ import typer
 BackboneOption = Annotated[
     str,
     typer.Option(
-        metavar="NAME|FILE[:TENSOR]",
-        help="CNN that computes the features: a name, or a model file and a tensor in it.",
+        metavar="NAME|FILE[:TENSOR]", help="CNN that computes the features: a name, or a model file and a tensor in it."
     ),
 ]
 WeightsOption = Annotated[str, typer.Option(help="Weights: imagenet, random, or a weights file saved by Keras.")]

@@ -224,6 +224,7 @@ def replace_deprecated(args: list[str], deprecated: tuple[Deprecated, ...]) -> I
 def setting_parameters() -> Iterator[inspect.Parameter]:
     """Yield an option for every setting, for the callback of `imagestream` itself."""
     for name, setting in Settings.model_fields.items():
+        text = setting.description or ""
         kind: Any = bool if setting.annotation is bool else str
         flags = [option_of(name), *([SHORT[name]] if name in SHORT else [])]
         if kind is bool:
@@ -234,7 +235,7 @@ def setting_parameters() -> Iterator[inspect.Parameter]:
         option = typer.Option(
             *flags,
             metavar=None if kind is bool else _metavar(name, setting.annotation),
-            help=f"{_sentence(setting.description or '')} ({variable_of(name)}{default}).",
+            help=f"{text[:1].upper()}{text[1:].rstrip('.')} ({variable_of(name)}{default}).",
             rich_help_panel=None if name in {"home", "config"} else SETTINGS,
             show_default=False,
         )
@@ -248,10 +249,9 @@ def given_settings(context: typer.Context) -> Given:
 
 
 def _store_option(context: typer.Context, option: Any, value: Any) -> None:
-    if value is not None and value is not False and isinstance(context.obj, Given):
+    is_given = option.secondary_opts if value is False else value is not None
+    if is_given and isinstance(context.obj, Given):
         context.obj.options[option.name] = value
-    elif value is False and isinstance(context.obj, Given) and option.secondary_opts:
-        context.obj.options[option.name] = False
 
 
 def _metavar(name: str, annotation: Any) -> str:
@@ -264,10 +264,6 @@ def _metavar(name: str, annotation: Any) -> str:
     if Path in kinds:
         return "FILE" if name.endswith("file") or name == "config" else "DIR"
     return "N" if int in kinds else "TIME" if float in kinds else "TEXT"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:].rstrip(".")
 
 
 GLOBAL = frozenset({"debug", *Settings.model_fields})

@@ -13,7 +13,7 @@ from rich.text import Text
 from streaming.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.progress import TextColumn
+    from rich.progress import Progress, ProgressColumn, TextColumn
     from rich.status import Status
     from rich.table import Table
 
@@ -87,15 +87,15 @@ def text_column(template: str) -> "TextColumn":
     return TextColumn(template, markup=False)
 
 
-def new_table(*names: str, title: str | None = None, lined: bool = False, head: bool = True) -> "Table":
-    """Return an empty table whose cells are shown verbatim.
+def progress_bar(*columns: "ProgressColumn") -> "Progress":
+    """Return a progress bar on standard error, which is shown on a terminal only and removed at its end."""
+    from rich.progress import Progress
 
-    Args:
-        names: column names.
-        title: title above the table.
-        lined: whether to draw a line below the column names.
-        head: whether to show the column names.
-    """
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+
+
+def new_table(*names: str, title: str | None = None, lined: bool = False, head: bool = True) -> "Table":
+    """Return an empty table whose cells are shown verbatim; `lined` draws a line below the column names."""
     from rich import box
     from rich.table import Table
 

@@ -22,8 +22,7 @@ def dashboard(
     ] = "127.0.0.1",
     port: PortOption = None,
     read_only: Annotated[
-        bool,
-        typer.Option("--read-only", help="Disable all actions: upload, label, replay and promotion."),
+        bool, typer.Option("--read-only", help="Disable all actions: upload, label, replay and promotion.")
     ] = False,
 ) -> None:
     """Serve a dashboard of the stream, its predictions, quarantine, models and drift, until Ctrl-C.

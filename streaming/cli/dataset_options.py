@@ -67,8 +67,6 @@ def choose_dataset(
         images: folder, URI or table of images; None with `dataset`.
         dataset: installed data set; None with `images`.
         limit: number of images to take from `dataset`.
-        label_pattern: pattern of the label in a path.
-        labels: CSV of labels.
 
     Raises:
         UsageError: both or neither of `images` and `dataset` are given.

@@ -14,7 +14,7 @@ from streaming.cli.console import err, new_table, out, styled
 from streaming.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from streaming.jobs.demo import DemoResult, Step
+    from streaming.jobs.demo import DemoResult
 
 SHOWN = 5
 NEXT = (
@@ -42,7 +42,12 @@ def demo(
     from streaming.reports.plots import plot_predictions
 
     settings = settings_of(context)
-    result = run_demo(settings, partial(_confirm, yes), _begin, _end)
+    result = run_demo(
+        settings,
+        partial(_confirm, yes),
+        on_step=lambda name: err.print(f"· {name} …", end="\r" if err.is_terminal else "\n"),
+        on_done=lambda step: err.print(f"✓ {step.name}: {step.seconds:.1f} s   "),
+    )
     picture = result.settings.work_dir / "report.png"
     plot_predictions(result.sample, picture)
     _print_result(result)
@@ -66,24 +71,14 @@ def _confirm(yes: bool, question: str) -> bool:
     return typer.confirm(question)
 
 
-def _begin(name: str) -> None:
-    err.print(f"· {name} …", end="\r" if err.is_terminal else "\n")
-
-
-def _end(step: "Step") -> None:
-    err.print(f"✓ {step.name}: {step.seconds:.1f} s   ")
-
-
 def _print_result(result: "DemoResult") -> None:
     found = result.summary
     versions = ", ".join(f"{n} by version {version}" for version, n in found["model_versions"].items())
     out.print(
         f"\npublished {found['published']}: {found['predicted']} predicted ({versions}), "
-        f"{found['quarantined']} quarantined, {found['duplicates']} duplicates",
+        f"{found['quarantined']} quarantined, {found['duplicates']} duplicates"
     )
-    out.print(
-        f"accuracy {found['accuracy']:.4f}, {found['images_per_second']:.0f} images/s in the micro-batches\n",
-    )
+    out.print(f"accuracy {found['accuracy']:.4f}, {found['images_per_second']:.0f} images/s in the micro-batches\n")
     labels = sorted({label for true, predicted, _ in result.confusion for label in (true, predicted)})
     counts = {(true, predicted): n for true, predicted, n in result.confusion}
     confusion = new_table("true", *labels, title="predicted")

@@ -39,10 +39,7 @@ def doctor(
     out.print(f"{len(failed)} of {len(checks)} checks failed" if failed else "all checks passed")
     write_json(
         json_file,
-        {
-            "ok": not failed,
-            "checks": [{"name": c.name, "ok": c.ok, "found": c.found, "fix": c.fix} for c in checks],
-        },
+        {"ok": not failed, "checks": [{"name": c.name, "ok": c.ok, "found": c.found, "fix": c.fix} for c in checks]},
     )
     if failed:
         raise typer.Exit(EXIT_FAILED)

@@ -20,8 +20,7 @@ def erase(
         list[str] | None, typer.Option("--id", metavar="ID", help="Id of an image to erase; may be repeated.")
     ] = None,
     deleted_elsewhere: Annotated[
-        bool,
-        typer.Option("--deleted-elsewhere", help="Only record rows that another program has deleted."),
+        bool, typer.Option("--deleted-elsewhere", help="Only record rows that another program has deleted.")
     ] = False,
     by: Annotated[
         str | None,
@@ -53,9 +52,7 @@ def erase(
         return
     result = run(settings, ids or [], who)
     rows = ", ".join(f"{n:,} from {table}" for table, n in result.rows.items())
-    out.print(
-        f"erased {len(result.ids):,} ids: {rows or 'no rows'}; {result.files_removed:,} files removed",
-    )
+    out.print(f"erased {len(result.ids):,} ids: {rows or 'no rows'}; {result.files_removed:,} files removed")
     for topic, partition, offset in result.messages[:SHOWN]:
         err.print(f"in Kafka until its retention has passed: {topic} partition {partition}, offset {offset:,}")
     if len(result.messages) > SHOWN:

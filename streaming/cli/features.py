@@ -36,13 +36,11 @@ def features(
     images: Annotated[
         str | None,
         typer.Option(
-            metavar="PLACE",
-            help="Images: a folder, an s3://, gs:// or az:// URI, or a Parquet or Delta table.",
+            metavar="PLACE", help="Images: a folder, an s3://, gs:// or az:// URI, or a Parquet or Delta table."
         ),
     ] = None,
     output: Annotated[
-        str,
-        typer.Option("--output", "-o", metavar="PLACE", help="File or Delta table to write, as a path or URI."),
+        str, typer.Option("--output", "-o", metavar="PLACE", help="File or Delta table to write, as a path or URI.")
     ],
     format_: Annotated[
         FileFormat | None,
@@ -132,7 +130,7 @@ def _print_result(result: "Exported", dataset: "Dataset", output: str, json_file
     kept = f" ({result.variance_kept:.1%} of the variance)" if result.variance_kept else ""
     out.print(
         f"{output}: {result.rows:,} of {dataset.n_images:,} images, {result.n_components:,} columns{kept}; "
-        f"{found.reused:,} reused from an earlier run",
+        f"{found.reused:,} reused from an earlier run"
     )
     summary = {"output": str(output), **asdict(result), "dataset": dataset.as_summary()}
     write_json(json_file, summary)

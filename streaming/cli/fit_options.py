@@ -53,8 +53,7 @@ OPTIONS: dict[str, Any] = {
     "threshold": typer.Option(
         metavar="P|f1|cost:FP:FN|none",
         help="Decision threshold for two classes: the probability from which the second class is predicted, or the "
-        "value "
-        "that is best for its F1 or for the costs of false positives and false negatives.",
+        "value that is best for its F1 or for the costs of false positives and false negatives.",
     ),
     "metric": METRIC,
     "holdout": typer.Option(help="Fraction of the images, from 0 to 1, held out for evaluation."),

@@ -15,16 +15,12 @@ from streaming.signals import stop_signals
 def follow_lines(
     settings: Settings, after: str, limit: int | None, wanted: Callable[[Mapping[str, Any]], bool]
 ) -> dict[str, Any]:
-    """Write new predictions until SIGTERM, Ctrl-C or `limit` of them.
+    """Write new predictions until SIGTERM, Ctrl-C or `limit` of them; return their number and the position after them.
 
     Args:
-        settings: the settings.
         after: position after which to start: `latest`, `earliest`, or that of an earlier line.
         limit: maximum number of predictions; None for no limit.
         wanted: selects predictions by their row.
-
-    Returns:
-        The number of predictions and the position to continue from.
     """
     lines, position = 0, after
     with stop_signals() as stop, closing(follow_settings(settings, after)) as answers:

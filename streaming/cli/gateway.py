@@ -13,14 +13,7 @@ HEADERS_BYTES = 8192  # upper bound of the key and headers of a message from the
 ACKNOWLEDGE_TIMEOUT_S = 15.0
 
 
-@app.command(
-    panel=IMAGES,
-    settings=(
-        "topic",
-        "bootstrap_servers",
-        "gateway_port",
-    ),
-)
+@app.command(panel=IMAGES, settings=("topic", "bootstrap_servers", "gateway_port"))
 def gateway(
     context: typer.Context,
     host: Annotated[str, typer.Option(help="Address to listen on; any other than loopback requires an API key.")] = (

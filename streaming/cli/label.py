@@ -15,8 +15,7 @@ from streaming.cli.console import err, out
 def label(
     context: typer.Context,
     csv: Annotated[
-        Path,
-        typer.Argument(metavar="CSV", help="CSV with the columns label and image_id, path (or source), or name."),
+        Path, typer.Argument(metavar="CSV", help="CSV with the columns label and image_id, path (or source), or name.")
     ],
     by: Annotated[str, typer.Option(metavar="NAME", help="Author of the labels, recorded with them.")] = "label",
     json_file: JsonOption = None,
@@ -35,8 +34,7 @@ def label(
     for why, n in result.left_out.items():
         shown = ", ".join(result.examples.get(why, []))
         err.print(
-            f"left out {n:,}: {why} ({shown}{', …' if n > len(result.examples.get(why, [])) else ''})",
-            style="yellow",
+            f"left out {n:,}: {why} ({shown}{', …' if n > len(result.examples.get(why, [])) else ''})", style="yellow"
         )
     line = f"{result.added:,} labels added, {result.unchanged:,} already present"
     if result.superseded:

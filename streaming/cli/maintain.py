@@ -62,7 +62,7 @@ def _show(report: "MaintenanceReport") -> None:
     for table in report.tables:
         out.print(
             f"{table.name}: {table.files_before:,} → {table.files_after:,} files, {decimal(table.bytes_after)}, "
-            f"{table.vacuumed:,} unused files removed (older than {table.retention_hours} h)",
+            f"{table.vacuumed:,} unused files removed (older than {table.retention_hours} h)"
         )
         if table.skipped:
             err.print(f"{table.name} is left for the next run: {table.skipped}", style="yellow")

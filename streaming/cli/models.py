@@ -53,9 +53,7 @@ def list_(
 
     Example: imagestream models list
     """
-    from streaming.registry import open_registry
-
-    registry = open_registry(settings_of(context).home)
+    registry = _registry(context)
     aliases = registry.targets()
     rows, summary = [], []
     for version in registry.versions():
@@ -89,10 +87,9 @@ def show(context: typer.Context, version: VersionArgument) -> None:
     """
     from streaming.pipeline.status import last_refusal
     from streaming.platform.engines import Engines
-    from streaming.registry import open_registry
 
     settings = settings_of(context)
-    bundle = open_registry(settings.home).read(version)
+    bundle = _registry(context).read(version)
     out.print_json(bundle.manifest.model_dump_json())
     chosen = Engines(settings).known(bundle.manifest)
     err.print(f"engine here: {chosen or f'not measured yet: `imagestream models verify {version}`'}")
@@ -114,9 +111,8 @@ def promote(
     Example: imagestream models promote 2 --why "more labels"
     """
     from streaming.platform.machine import user_name
-    from streaming.registry import open_registry
 
-    registry = open_registry(settings_of(context).home)
+    registry = _registry(context)
     _check(registry, version)
     move = registry.promote(version, alias=alias.value, by=user_name(), why=why)
     out.print(f"{alias.value}: version {move.version} (before: {move.previous or 'none'})")
@@ -130,9 +126,8 @@ def rollback(context: typer.Context, alias: AliasOption = AliasName.CHAMPION, js
     Example: imagestream models rollback
     """
     from streaming.platform.machine import user_name
-    from streaming.registry import open_registry
 
-    move = open_registry(settings_of(context).home).rollback(alias=alias.value, by=user_name())
+    move = _registry(context).rollback(alias=alias.value, by=user_name())
     out.print(f"{alias.value}: version {move.version} (before: {move.previous})")
     write_json(json_file, move.model_dump(mode="json"))
 
@@ -144,10 +139,9 @@ def verify(context: typer.Context, version: VersionArgument, json_file: JsonOpti
     Example: imagestream models verify 1
     """
     from streaming.platform.engines import Engines
-    from streaming.registry import open_registry
 
     settings = settings_of(context)
-    registry = open_registry(settings.home)
+    registry = _registry(context)
     sha256 = _check(registry, version)
     chosen = Engines(settings).choose(registry.read(version))
     out.print(f"version {version} is intact and reproduces its golden predictions; SHA-256 {sha256}")
@@ -166,9 +160,8 @@ def clear(
     Example: imagestream models clear
     """
     from streaming.platform.machine import user_name
-    from streaming.registry import open_registry
 
-    move = open_registry(settings_of(context).home).clear(by=user_name(), why=why)
+    move = _registry(context).clear(by=user_name(), why=why)
     out.print(f"{move.alias}: none (before: {move.previous})")
     write_json(json_file, move.model_dump(mode="json"))
 
@@ -182,9 +175,8 @@ def delete(context: typer.Context, version: VersionArgument, json_file: JsonOpti
     Example: imagestream models delete 3
     """
     from streaming.platform.machine import user_name
-    from streaming.registry import open_registry
 
-    open_registry(settings_of(context).home).delete(version, by=user_name())
+    _registry(context).delete(version, by=user_name())
     out.print(f"version {version} is deleted")
     write_json(json_file, {"deleted": version})
 
@@ -200,12 +192,16 @@ def export(
 
     Example: imagestream models export 2 model-2.zip
     """
-    from streaming.registry import open_registry
-
-    bundle = open_registry(settings_of(context).home).export(version, file)
+    bundle = _registry(context).export(version, file)
     size = file.stat().st_size
     out.print(f"{file}: version {version}, {size / 1e6:,.1f} MB; SHA-256 of its bundle {bundle.sha256}")
     write_json(json_file, {"version": version, "file": str(file), "bytes": size, "bundle_sha256": bundle.sha256})
+
+
+def _registry(context: typer.Context) -> "Registry":
+    from streaming.registry import open_registry
+
+    return open_registry(settings_of(context).home)
 
 
 def _check(registry: "Registry", version: int) -> str:

@@ -53,8 +53,8 @@ def import_(
         str,
         typer.Option(
             metavar="FILE|auto",
-            help="Class names in the order of the scores: a file with one name per line, or JSON; auto takes the "
-            "names in the model file, else numbers.",
+            help="Class names in the order of the scores: a file with "
+            "one name per line, or JSON; auto takes the names in the model file, else numbers.",
         ),
     ] = "auto",
     preset: Annotated[
@@ -194,10 +194,7 @@ def _import_bundle(registry: "Registry", file: Path, alias: "Alias | None", json
 
 
 @models_app.command()
-def inspect(
-    file: Annotated[Path, typer.Argument(help="Model file.")],
-    json_file: JsonOption = None,
-) -> None:
+def inspect(file: Annotated[Path, typer.Argument(help="Model file.")], json_file: JsonOption = None) -> None:
     """Show a model file's inputs, outputs, operators and size without running or registering it.
 
     Example: imagestream models inspect resnet18.onnx
@@ -234,7 +231,7 @@ def _print_result(result: "ImportResult", json_file: Path | None) -> None:
         f"version {result.version} is {result.alias or 'registered'}: {network.source}, "
         f"{len(result.classes):,} classes, "
         f"{recipe.input_size[0]}×{recipe.input_size[1]} pixels, {result.network.size / 1e6:.1f} MB, "
-        f"output {result.scores}",
+        f"output {result.scores}"
     )
     if not result.is_new:
         out.print("the same model is already registered")

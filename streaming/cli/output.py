@@ -28,9 +28,7 @@ def list_rows(
     """Write the rows of a listing.
 
     Args:
-        rows: a mapping from column name to value per row.
         columns: the type of each column, as for `Rows.of_mappings`.
-        format_: the output format.
         output: the file; None or `-` for standard output.
     """
     write_rows(Rows.of_mappings(rows, columns), format_, output)
@@ -41,7 +39,6 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], names: str) -> No
 
     Args:
         title: title above the table; may be empty.
-        rows: a mapping from column name to value per row.
         names: names of the columns to print, separated by spaces.
     """
     if not rows:

@@ -4,10 +4,8 @@ import base64
 import csv
 import json
 import math
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -18,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from streaming.cli.console import claim_stdout, draw, new_table, out, printable
 from streaming.errors import UsageError
+from streaming.storage.atomic_file import replacement
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +43,6 @@ class Rows:
 
     Attributes:
         names: column names, not necessarily unique.
-        values: a tuple per row.
         arrow: the same rows as Arrow record batches, for Parquet.
         numbers: indices of the columns that a table aligns to the right.
     """
@@ -112,7 +110,6 @@ def write_rows(
 
     Args:
         rows: the rows; consumed.
-        format_: the output format.
         output: the file; None or `-` for standard output. Parquet, which is binary, requires a file or `-`.
         spreadsheet: prefix text that a spreadsheet would evaluate as a formula with an apostrophe; CSV only.
 
@@ -130,7 +127,7 @@ def write_rows(
         if format_ is Format.PARQUET:
             return _write_parquet(rows, sys.stdout.buffer)
         return writers[format_](rows, sys.stdout)
-    with _replaced_when_complete(output) as unfinished:
+    with replacement(output) as unfinished:
         if format_ is Format.PARQUET:
             with unfinished.open("wb") as file:
                 return _write_parquet(rows, file)
@@ -142,7 +139,6 @@ def check_format(format_: Format, output: Path | None, *, spreadsheet: bool = Fa
     """Check the options of `write_rows` before any row is read.
 
     Args:
-        format_: the output format.
         output: the file; None for standard output.
         spreadsheet: whether formulas are prefixed with an apostrophe.
 
@@ -153,17 +149,6 @@ def check_format(format_: Format, output: Path | None, *, spreadsheet: bool = Fa
         raise UsageError(f"--spreadsheet requires --format csv, got --format {format_}")
     if format_ is Format.PARQUET and output is None:
         raise UsageError("--format parquet is binary: give a file with --output FILE, or --output - for a pipe")
-
-
-@contextmanager
-def _replaced_when_complete(output: Path) -> Iterator[Path]:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        yield unfinished
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_table(rows: Rows, stream: IO[str]) -> int:
@@ -233,12 +218,7 @@ def _write_parquet(rows: Rows, stream: IO[bytes]) -> int:
     return count
 
 
-WRITERS = {
-    Format.TABLE: _write_table,
-    Format.CSV: _write_csv,
-    Format.JSON: _write_json,
-    Format.NDJSON: _write_ndjson,
-}
+WRITERS = {Format.TABLE: _write_table, Format.CSV: _write_csv, Format.JSON: _write_json, Format.NDJSON: _write_ndjson}
 
 
 def _values(column: "pa.Array") -> list[Any]:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from streaming.predict import Prediction
-    from streaming.settings import Settings
 
 STDIN = "-"
 ROWS_PER_BATCH = 8
@@ -66,7 +65,8 @@ def predict(
 
     counts: Counter[str] = Counter()
     with stopping_cleanly(), stoppable("the rows written so far are complete"), _progress() as show:
-        sources = [_from_stdin(settings) if one == STDIN else one for one in images]
+        most = settings.image_limits.max_bytes + 1  # one byte more than an image may have
+        sources = [sys.stdin.buffer.read(most) if one == STDIN else one for one in images]
         loaded = load_model(settings, model)
         since = perf_counter()
         predictions = _counted(loaded.predict_each(sources, top=top), counts, show)
@@ -109,11 +109,6 @@ def _row(prediction: "Prediction", format_: Format) -> dict[str, Any]:
     if format_ is Format.TABLE:
         row["top_k"] = ", ".join(f"{label} {probability:.3f}" for label, probability in prediction.top_k)
     return row
-
-
-def _from_stdin(settings: "Settings") -> bytes:
-    """Read standard input, up to one byte more than an image may have."""
-    return sys.stdin.buffer.read(settings.image_limits.max_bytes + 1)
 
 
 def _counted(

@@ -11,7 +11,7 @@ import typer
 from producer.sources import LabelFrom
 from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, settings_of, usage_errors, write_json
 from streaming.cli.command_line import IMAGES
-from streaming.cli.console import err, out, printable, text_column
+from streaming.cli.console import err, out, printable, progress_bar, text_column
 from streaming.errors import ServiceError, UsageError
 from streaming.storage.store import check_place, is_uri
 
@@ -25,13 +25,7 @@ STDIN = "-"
 LISTED = 20  # maximum number of file names shown on the terminal; --json has all of them
 
 
-@app.command(
-    panel=IMAGES,
-    settings=(
-        "topic",
-        "bootstrap_servers",
-    ),
-)
+@app.command(panel=IMAGES, settings=("topic", "bootstrap_servers"))
 def publish(
     context: typer.Context,
     paths: Annotated[
@@ -148,24 +142,15 @@ class Target:
 
 
 def _publish(target: Target, sources: "Sources", reading: "ReadOptions", rate: float | None, json: Path | None) -> None:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TimeElapsedColumn
 
     import producer
     from streaming.images.sources import ReadAhead
 
     uris = [file.name for file in sources.files if is_uri(file.name)] if isinstance(sources.files, list) else []
     ahead = ReadAhead(uris) if uris else None
-    bar = Progress(
-        text_column("publishing"),
-        BarColumn(),
-        TaskProgressColumn(),
-        text_column("{task.fields[speed]}"),
-        TimeElapsedColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
-    with bar:
+    columns = (BarColumn(), TaskProgressColumn(), text_column("{task.fields[speed]}"), TimeElapsedColumn())
+    with progress_bar(text_column("publishing"), *columns) as bar:
         task = bar.add_task("publish", total=None, speed="")
 
         def show(progress: producer.Progress) -> None:
@@ -208,13 +193,13 @@ def _watch(
     json: Path | None,
     follow_links: bool,
 ) -> None:
-    from rich.progress import Progress, SpinnerColumn
+    from rich.progress import SpinnerColumn
 
     from producer.watch import WatchSummary, watch
     from streaming.signals import stop_signals
 
     columns = SpinnerColumn(), text_column("watching {task.fields[how]}")
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar, stop_signals() as stop:
+    with progress_bar(*columns) as bar, stop_signals() as stop:
         task = bar.add_task("watch", total=None, how=f"{len(folders):,} folders")
 
         def show(summary: WatchSummary) -> None:
@@ -237,7 +222,7 @@ def _watch(
     write_json(json, asdict(summary))
     out.print(
         f"sent {summary.sent:,} files to {summary.topic} in {summary.seconds:.1f} s: {summary.bytes / 1e6:,.1f} MB;"
-        f" {summary.skipped:,} skipped",
+        f" {summary.skipped:,} skipped"
     )
     _print_files("skipped", [(skip.path, f"{skip.reason}: {skip.detail}") for skip in summary.skips])
     if summary.undelivered:
@@ -302,7 +287,7 @@ def _print_summary(summary: "PublishSummary") -> None:
     out.print(
         f"sent {summary.sent:,} of {summary.found:,} files to {summary.topic}: {decimal(summary.bytes)}"
         f" in {summary.seconds:.1f} s ({summary.images_per_second:,.0f} images/s,"
-        f" {summary.megabytes_per_second:,.1f} MB/s)",
+        f" {summary.megabytes_per_second:,.1f} MB/s)"
     )
     _print_files("skipped", [(skip.path, f"{skip.reason}: {skip.detail}") for skip in summary.skipped])
     _print_files("not delivered", [(failure.path, failure.reason) for failure in summary.failed])

@@ -20,17 +20,9 @@ if TYPE_CHECKING:
 
 
 def watch(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], every_s: float, format_: Format) -> int:
-    """Show the result, then each result that differs from the previous one, until Ctrl-C.
+    """Show the result, then each result that differs from the previous one, until Ctrl-C; return the number shown.
 
     A terminal is redrawn in place; elsewhere the results are written one after another.
-
-    Args:
-        ask: runs the query.
-        every_s: interval between queries in seconds.
-        format_: the output format.
-
-    Returns:
-        The number of results shown.
     """
     shown, last = 0, None
     live = Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext()

@@ -7,7 +7,7 @@ import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import OPERATION
-from streaming.cli.console import err, out
+from streaming.cli.console import err, out, progress_bar
 
 if TYPE_CHECKING:
     from streaming.jobs.replay import ReplayReport
@@ -46,9 +46,7 @@ def replay(
         write_json(json_file, {"wanted": total, "by_reason": counts, "sent": 0})
         return
     servers = home_servers(settings)
-    from rich.progress import Progress
-
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("replaying", total=None)
 
         def show(report: "ReplayReport") -> None:

@@ -56,13 +56,7 @@ SECTIONS: dict[Section, tuple[str, dict[str, type]]] = {
     ),
     Section.DISAGREEMENTS: (
         "most frequent disagreements",
-        {
-            "champion_label": str,
-            "challenger_label": str,
-            "rows": int,
-            "champion_right": int,
-            "challenger_right": int,
-        },
+        {"champion_label": str, "challenger_label": str, "rows": int, "champion_right": int, "challenger_right": int},
     ),
     Section.DRIFT: (
         "drift relative to held-out images, newest micro-batches first; the alarm concerns the images since the last "
@@ -195,13 +189,13 @@ def _write_page(found: "ModelReport", output: Path, json_file: Path | None) -> N
     low, high = evaluation.accuracy_interval()
     out.print(
         f"{found.title}: accuracy {evaluation.accuracy:.4f} ({low:.4f} to {high:.4f}), macro F1 "
-        f"{evaluation.macro_f1:.4f}, on {found.about}",
+        f"{evaluation.macro_f1:.4f}, on {found.about}"
     )
     if compared:
         out.print(
             f"gain in {compared.paired.objective.name} {compared.paired.gain.value:+.4f} ({compared.gain.low:+.4f} to "
             f"{compared.gain.high:+.4f}) against version {compared.against} on the same "
-            f"{compared.counts.rows:,} images",
+            f"{compared.counts.rows:,} images"
         )
     out.print(f"{output} ({len(figures)} figures in {figures[0].parent})")
     write_json(json_file, summary_of(found) | {"output": str(output), "figures": [str(file) for file in figures]})

@@ -7,7 +7,7 @@ import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import MODELS
-from streaming.cli.console import err, out, text_column
+from streaming.cli.console import out, progress_bar, text_column
 from streaming.cli.output import print_table
 
 AGREEMENT_COLUMNS = (
@@ -40,7 +40,7 @@ def rescore(
     """
     from time import perf_counter
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
     from streaming.jobs.rescore import rescore as run
     from streaming.jobs.rescore import rows_to_read
@@ -49,7 +49,7 @@ def rescore(
     settings = settings_of(context)
     columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     clock = perf_counter()
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with progress_bar(*columns) as progress:
         total = rows_to_read(settings) if settings.place.has_table("features") else 0
         bar = progress.add_task("rows read", total=total)
         done = run(
@@ -64,7 +64,7 @@ def rescore(
     out.print(
         f"version {model}: {done.rows:,} predictions added in {seconds:.1f} s ({done.rows / seconds:,.0f} rows/s), "
         f"{done.there_before:,} already present"
-        + (f", {done.missing:,} predictions have no stored features" if done.missing else ""),
+        + (f", {done.missing:,} predictions have no stored features" if done.missing else "")
     )
     print_table("old and new predictions of the same messages", found.agreement, AGREEMENT_COLUMNS)
     print_table("most frequent changes", found.changes, CHANGE_COLUMNS)

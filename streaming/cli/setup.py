@@ -4,11 +4,11 @@ from time import monotonic
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress
+from rich.progress import BarColumn, MofNCompleteColumn
 
 from streaming.cli.app import app, settings_of
 from streaming.cli.command_line import START
-from streaming.cli.console import Spinner, err, out, text_column
+from streaming.cli.console import Spinner, err, out, progress_bar, text_column
 
 LINE_EVERY = 10  # number of jars per progress line if there is no terminal
 
@@ -40,7 +40,8 @@ def setup(
         out.print(f"{lock_jars(java)} jars locked")
         return
     begun = monotonic()
-    with _progress() as progress:
+    columns = (BarColumn(), MofNCompleteColumn(), text_column("{task.description}"))
+    with progress_bar(*columns) as progress:
         task = progress.add_task("jars", total=None, visible=False)
 
         def show(done: int, total: int, text: str) -> None:
@@ -55,11 +56,4 @@ def setup(
     err.print(f"exporting the default backbone to {settings.backbones_dir}: takes about a minute the first time")
     with Spinner("exporting the default backbone"):
         export_backbone(DEFAULT_BACKBONE, "imagenet", settings.backbones_dir)
-    out.print(
-        f"ready after {monotonic() - begun:.0f} s: Java at {java.parent.parent}, jars in {settings.jars_dir}",
-    )
-
-
-def _progress() -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), text_column("{task.description}"))
-    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    out.print(f"ready after {monotonic() - begun:.0f} s: Java at {java.parent.parent}, jars in {settings.jars_dir}")

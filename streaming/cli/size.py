@@ -87,7 +87,7 @@ def _print(load: float, costs: "Costs", plan: "CapacityPlan") -> None:
     out.print(
         f"an image of {costs.image_bytes / 1e3:,.0f} KB takes {1000 * costs.per_image_s:.2f} ms of CPU time:"
         f" decoding {1000 * costs.decode_s:.2f}, CNN {1000 * costs.backbone_s:.2f}, other"
-        f" {1000 * costs.rest_s:.2f}; {per_core:,.0f} images/s per core",
+        f" {1000 * costs.rest_s:.2f}; {per_core:,.0f} images/s per core"
     )
     table = new_table(f"for {load:,.0f} images/s", "")
     rows = {

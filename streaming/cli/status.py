@@ -22,13 +22,7 @@ if TYPE_CHECKING:
     from streaming.pipeline.status import Status
 
 
-@app.command(
-    panel=OPERATION,
-    settings=(
-        "topic",
-        "bootstrap_servers",
-    ),
-)
+@app.command(panel=OPERATION, settings=("topic", "bootstrap_servers"))
 def status(
     context: typer.Context,
     watch: Annotated[bool, typer.Option("--watch", help="Update the status repeatedly, until Ctrl-C.")] = False,

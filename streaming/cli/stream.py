@@ -71,8 +71,7 @@ def stream(
     payload_schema: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help="File with the schema of the Avro records, as JSON; default: the schema registry.",
+            metavar="FILE", help="File with the schema of the Avro records, as JSON; default: the schema registry."
         ),
     ] = None,
     features: Annotated[bool, typer.Option(help="Store the backbone's features for retraining.")] = True,
@@ -145,7 +144,7 @@ def stream(
     out.print(
         f"{summary.input_rows:,} images in {summary.batches} micro-batches: {summary.predicted:,} predicted"
         + (f" ({versions})" if versions else "")
-        + f", {sum(summary.quarantined.values()):,} quarantined",
+        + f", {sum(summary.quarantined.values()):,} quarantined"
     )
     profiled = profiler.total.as_dict() if profiler is not None else None
     if profiler is not None:
@@ -166,7 +165,6 @@ def _print_profile(profile: "Profile") -> None:
     out.print(table)
     out.print(
         f"{profile.images:,} images in {profile.batches} micro-batches after the first: {profile.wall_s:.1f} s "
-        f"wall-clock"
-        f" time on {profile.cores} cores, {profile.images / max(profile.wall_s, 1e-9):,.1f} images/s;"
-        f" the stages account for {profile.measured:.1%}",
+        f"wall-clock time on {profile.cores} cores, {profile.images / max(profile.wall_s, 1e-9):,.1f} images/s; the "
+        f"stages account for {profile.measured:.1%}"
     )

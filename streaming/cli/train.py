@@ -40,6 +40,9 @@ MarginOption = Annotated[
         "Accuracy and F1 are fractions from 0 to 1, cost is per image, log loss is in nats."
     ),
 ]
+PromoteOption = Annotated[
+    bool, typer.Option("--promote/--no-promote", help="Promote the version if it passes the gate.")
+]
 ConfidenceOption = Annotated[
     float,
     typer.Option(
@@ -89,9 +92,7 @@ def train(
     augmented_copies: Annotated[
         int, typer.Option(min=0, max=20, metavar="N", help="Number of augmented copies of each training image.")
     ] = 0,
-    promote: Annotated[
-        bool, typer.Option("--promote/--no-promote", help="Promote the version if it passes the gate.")
-    ] = True,
+    promote: PromoteOption = True,
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,
     json_file: JsonOption = None,
@@ -128,9 +129,7 @@ def retrain(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Fit and compare without registering or promoting a version.")
     ] = False,
-    promote: Annotated[
-        bool, typer.Option("--promote/--no-promote", help="Promote the version if it passes the gate.")
-    ] = True,
+    promote: PromoteOption = True,
     augmented: Annotated[
         bool | None,
         typer.Option(
@@ -223,7 +222,7 @@ def print_result(result: "TrainResult", json_file: Path | None) -> None:
         + (f" ({result.variance_kept:.1%} of the variance)" if result.variance_kept else "")
         + (f", threshold {result.threshold:.6g}" if result.threshold is not None else "")
         + f", accuracy {found.accuracy:.4f}, macro F1 {found.macro_f1:.4f}, log loss {found.log_loss:.4f}"
-        f" on {found.rows:,} held-out images",
+        f" on {found.rows:,} held-out images"
     )
     if kept := changed_by(result.inherited):
         out.print(f"as the champion: {kept}")

@@ -19,7 +19,7 @@ from streaming.cli.dataset_options import (
 from streaming.cli.fit_options import METRIC, OPTIONS
 from streaming.cli.interrupts import stoppable, stopping_cleanly
 from streaming.cli.output import print_table
-from streaming.cli.train import GATE, ConfidenceOption, MarginOption, print_result, summary_of
+from streaming.cli.train import GATE, ConfidenceOption, MarginOption, PromoteOption, print_result, summary_of
 from streaming.distributed.options import Frequency, Mode, TrainerOptions
 from streaming.errors import UsageError
 from streaming.training.fit_options import GateOptions
@@ -144,9 +144,7 @@ def train_cnn(
     ] = False,
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,
-    promote: Annotated[
-        bool, typer.Option("--promote/--no-promote", help="Promote the version if it passes the gate.")
-    ] = True,
+    promote: PromoteOption = True,
     json_file: JsonOption = None,
 ) -> None:
     """Train a CNN on Spark's workers and register it as a model; the first one becomes the champion.
@@ -245,7 +243,7 @@ class _Live:
         watched = f", validation {validation.log_loss:.4f} and {validation.accuracy:.4f}" if validation.rows else ""
         err.print(
             f"epoch {record.epoch + 1}/{self._options.epochs}: {record.seconds:.1f} s, "
-            f"log loss {training.log_loss:.4f}, accuracy {training.accuracy:.4f}{watched}",
+            f"log loss {training.log_loss:.4f}, accuracy {training.accuracy:.4f}{watched}"
         )
 
 
@@ -273,7 +271,7 @@ def _print_result(result: "CNNResult", json_file: Path | None) -> None:
     out.print(
         f"{history.mode}, per {history.frequency}, {history.workers} workers: {len(history.epochs)} epochs in "
         f"{history.seconds:.1f} s, {history.images_per_second:,.0f} images/s, {history.bytes_moved / 1e6:,.0f} MB moved"
-        f"{stale}{lost}",
+        f"{stale}{lost}"
     )
     from streaming.reports.curves import learning_curves
     from streaming.reports.plots import png

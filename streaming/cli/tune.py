@@ -10,7 +10,7 @@ from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, program, settings_of, write_json
 from streaming.cli.backbone_options import BackboneOption, PresetOption, WeightsOption
 from streaming.cli.command_line import MODELS, SPARK, Deprecated, seconds
-from streaming.cli.console import err, out, text_column, warn
+from streaming.cli.console import err, out, progress_bar, text_column, warn
 from streaming.cli.dataset_options import (
     DEPRECATED_OUTPUT,
     DatasetOption,
@@ -100,7 +100,7 @@ def tune(
 
     Example: imagestream tune --trials 50, or: imagestream tune --images photos/ --input-sizes 224,160
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
     settings = settings_of(context)
     kinds = _names("--projections", projections, get_args(ProjectionKind))
@@ -111,19 +111,12 @@ def tune(
     if images is None and dataset is None and (network != DEFAULT_FEATURES or sizes or chosen != ("float32",)):
         raise UsageError(
             "--backbone, --weights, --flat, --preset, --input-sizes and --precisions need features that are not "
-            "stored: "
-            "give the images with --images or --dataset"
+            "stored: give the images with --images or --dataset"
         )
     if images is not None and dataset is not None:
         raise UsageError("give either --images PLACE or --dataset digits")
     places = {"images": images, "labels": labels, "dataset": dataset}
-    given = {
-        "label_pattern": label_pattern,
-        "backbone": backbone,
-        "weights": weights,
-        "flat": flat,
-        "preset": preset,
-    }
+    given = {"label_pattern": label_pattern, "backbone": backbone, "weights": weights, "flat": flat, "preset": preset}
 
     from streaming.training.tune import TuneOptions  # slow to import: usage errors above are reported first
     from streaming.training.tune import tune as run
@@ -131,7 +124,7 @@ def tune(
     options = TuneOptions(trials, timeout, jobs, seed, validation, holdout, kinds, fitted)
     source = _source(settings, places | given, limit, sizes, chosen)
     columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with progress_bar(*columns) as progress:
         bar = progress.add_task("starting", total=trials)
         found = run(
             settings,

@@ -23,16 +23,10 @@ BY = "dashboard"
 
 
 def publish(dashboard: Dashboard, data: bytes, name: str, label: str | None = None) -> ImageRef:
-    """Publish an image to the topic and wait for the broker's acknowledgement.
+    """Publish an image to the topic, wait for the broker's acknowledgement, and return the message's position.
 
     Args:
-        dashboard: the dashboard, which holds the producer.
-        data: the encoded image.
         name: file name, recorded as the image's source.
-        label: the true label, if known.
-
-    Returns:
-        The position of the message.
 
     Raises:
         ServiceError: the image is too large, the label is invalid, or the broker does not accept the message.
@@ -46,11 +40,7 @@ def publish(dashboard: Dashboard, data: bytes, name: str, label: str | None = No
 
 
 def checked_label(label: str) -> str:
-    """Return a label in its normalised form.
-
-    Raises:
-        ServiceError: it is empty, too long or has control characters.
-    """
+    """Return a label in its normalised form; raises ServiceError if it is empty, too long or has control characters."""
     name = class_name(label) or ""
     if not 0 < len(name) <= MAX_LABEL_CHARS or CONTROL_CHARACTER.search(name):
         raise DataError(f"expected a label of 1 to {MAX_LABEL_CHARS} printable characters, got {label[:50]!r}")
@@ -59,11 +49,6 @@ def checked_label(label: str) -> str:
 
 def add_label(settings: Settings, image_id: str, label: str) -> None:
     """Append a label to the table `labels`, in which the latest label of an image takes precedence.
-
-    Args:
-        settings: the settings.
-        image_id: the image's id.
-        label: its true label.
 
     Raises:
         ServiceError: the label is invalid.
@@ -79,9 +64,6 @@ def promote(settings: Settings, version: int, alias: Alias, why: str) -> Move:
     """Move an alias to a version after checking its golden predictions; a running stream follows.
 
     Args:
-        settings: the settings.
-        version: version number.
-        alias: champion or challenger.
         why: reason recorded in the alias's history; may be empty.
 
     Raises:
@@ -97,11 +79,7 @@ def promote(settings: Settings, version: int, alias: Alias, why: str) -> Move:
 
 
 def roll_back(settings: Settings, alias: Alias) -> Move:
-    """Move an alias back to its previous version.
-
-    Raises:
-        ServiceError: there is no previous version.
-    """
+    """Move an alias back to its previous version; raises ServiceError if there is no previous version."""
     try:
         return open_registry(settings.home).rollback(alias=alias, by=BY)
     except ModelError as error:

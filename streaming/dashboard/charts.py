@@ -10,6 +10,8 @@ from streaming.dashboard.data import Rows, Window
 from streaming.dashboard.palette import BLUE, GRAY, ORANGE, RED, SERIES
 
 HEIGHT, BAR = 230, 4  # pixels
+FROM = alt.Tooltip("moment:T", title="from", format="%H:%M:%S")
+VERSION = alt.Tooltip("version:N", title="model version")
 MIN_P = 1e-12  # smaller p-values are drawn here
 
 
@@ -18,7 +20,6 @@ def throughput(rows: Rows, window: Window, swaps: Rows) -> alt.LayerChart:
 
     Args:
         rows: rows of `data.throughput`.
-        window: the time range of the chart.
         swaps: rows of `data.swaps`.
     """
     frame = _frame(rows, version=str)
@@ -30,8 +31,8 @@ def throughput(rows: Rows, window: Window, swaps: Rows) -> alt.LayerChart:
             y=alt.Y("images_per_s:Q", title="images per second", stack="zero"),
             color=_by_version(),
             tooltip=[
-                alt.Tooltip("moment:T", title="from", format="%H:%M:%S"),
-                alt.Tooltip("version:N", title="model version"),
+                FROM,
+                VERSION,
                 alt.Tooltip("images_per_s:Q", title="images/s", format=",.1f"),
                 alt.Tooltip("images:Q", format=","),
                 alt.Tooltip("quarantined:Q", format=","),
@@ -53,12 +54,7 @@ def latency(rows: Rows, window: Window) -> alt.LayerChart:
         x=_time(window),
         y=alt.Y("seconds:Q", title="seconds, publish to row"),
         color=alt.Color("percentile:N", title=None, scale=alt.Scale(domain=["p50", "p95"], range=[BLUE, ORANGE])),
-        tooltip=[
-            alt.Tooltip("moment:T", title="from", format="%H:%M:%S"),
-            "percentile:N",
-            alt.Tooltip("seconds:Q", format=",.2f"),
-            alt.Tooltip("images:Q", format=","),
-        ],
+        tooltip=[FROM, "percentile:N", alt.Tooltip("seconds:Q", format=",.2f"), alt.Tooltip("images:Q", format=",")],
     )
     return _sized(alt.layer(base.mark_line(interpolate="monotone"), base.mark_circle(size=28)))
 
@@ -71,12 +67,7 @@ def accuracy(rows: Rows, window: Window) -> alt.LayerChart:
             "accuracy:Q", title="accuracy on labelled images", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])
         ),
         color=_by_version(),
-        tooltip=[
-            alt.Tooltip("moment:T", title="from", format="%H:%M:%S"),
-            alt.Tooltip("version:N", title="model version"),
-            alt.Tooltip("accuracy:Q", format=".1%"),
-            alt.Tooltip("labelled:Q", format=","),
-        ],
+        tooltip=[FROM, VERSION, alt.Tooltip("accuracy:Q", format=".1%"), alt.Tooltip("labelled:Q", format=",")],
     )
     return _sized(alt.layer(base.mark_line(interpolate="monotone"), base.mark_circle(size=28)))
 
@@ -85,8 +76,6 @@ def per_step(rows: Rows, window: Window, column: str, title: str) -> alt.LayerCh
     """Bars of one count over time.
 
     Args:
-        rows: the rows of the query.
-        window: the time range of the chart.
         column: the column to sum.
         title: title of the y-axis.
     """
@@ -97,10 +86,7 @@ def per_step(rows: Rows, window: Window, column: str, title: str) -> alt.LayerCh
         .encode(
             x=_time(window),
             y=alt.Y(f"sum({column}):Q", title=title, axis=alt.Axis(tickMinStep=1)),
-            tooltip=[
-                alt.Tooltip("moment:T", title="from", format="%H:%M:%S"),
-                alt.Tooltip(f"sum({column}):Q", title=title),
-            ],
+            tooltip=[FROM, alt.Tooltip(f"sum({column}):Q", title=title)],
         )
     )
     return _sized(alt.layer(bars))
@@ -110,7 +96,6 @@ def counts(rows: Rows, name: str, value: str, title: str) -> alt.LayerChart:
     """A horizontal bar for each row, in the given order.
 
     Args:
-        rows: the rows of the query.
         name: column of the labels.
         value: column of the lengths.
         title: title of the x-axis.

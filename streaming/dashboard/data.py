@@ -39,8 +39,6 @@ class Filter:
     """A filter of predictions; empty attributes and None select all.
 
     Attributes:
-        labels: predicted classes.
-        versions: model versions.
         confidence: minimum and maximum confidence, both inclusive.
         source: substring of the image's source.
         judged: `right` or `wrong`, of predictions whose true label is known.
@@ -118,11 +116,7 @@ FROM quarantine WHERE $reason::VARCHAR IS NULL OR reason = $reason
 ORDER BY quarantined_at DESC, "offset" DESC LIMIT $limit OFFSET $skip
 """
 ONE_BAD = """
-SELECT reason, stage, detail FROM quarantine
-WHERE topic = $topic AND "partition" = $partition AND "offset" = $offset LIMIT 1
-"""
-BAD_BYTES = """
-SELECT value FROM quarantine
+SELECT reason, stage, detail, value FROM quarantine
 WHERE topic = $topic AND "partition" = $partition AND "offset" = $offset LIMIT 1
 """
 CONFUSION = """
@@ -153,13 +147,7 @@ def throughput(reader: Reader, window: Window) -> Rows:
 
 
 def swaps(reader: Reader, window: Window, limit: int = 20) -> Rows:
-    """Return the changes of model version, newest first: moment, version, before.
-
-    Args:
-        reader: the tables.
-        window: the time range.
-        limit: maximum number of rows.
-    """
+    """Return the changes of model version, newest first: moment, version, before."""
     return reader.rows(SWAPS, since=window.since, limit=limit)
 
 
@@ -193,8 +181,6 @@ def predictions(reader: Reader, wanted: Filter, *, limit: int, skip: int = 0) ->
     """Return a page of the predictions that match a filter.
 
     Args:
-        reader: the tables.
-        wanted: the filter.
         limit: number of predictions per page.
         skip: number of predictions before the page.
     """
@@ -223,14 +209,7 @@ def given_labels(reader: Reader, image_ids: list[str]) -> dict[str, str]:
 
 
 def one_prediction(reader: Reader, topic: str, partition: int, offset: int) -> dict[str, Any] | None:
-    """Return a message's prediction and the commit time of its batch; None if it has none.
-
-    Args:
-        reader: the tables.
-        topic: name of the topic in the tables.
-        partition: the partition.
-        offset: the offset.
-    """
+    """Return a message's prediction and the commit time of its batch; None if it has none."""
     rows = reader.rows(ONE, topic=topic, partition=partition, offset=offset)
     return rows[0] if rows else None
 
@@ -241,41 +220,14 @@ def reasons(reader: Reader) -> Rows:
 
 
 def quarantined(reader: Reader, reason: str | None, *, limit: int, skip: int = 0) -> Rows:
-    """Return a page of quarantined messages without their bytes, newest first.
-
-    Args:
-        reader: the tables.
-        reason: reason to select; None for all.
-        limit: maximum number of rows.
-        skip: number of rows to skip.
-    """
+    """Return a page of quarantined messages without their bytes, newest first; all if there is no `reason`."""
     return reader.rows(QUARANTINED, reason=reason, limit=limit, skip=skip)
 
 
 def one_quarantined(reader: Reader, topic: str, partition: int, offset: int) -> dict[str, Any] | None:
-    """Return reason, stage and detail of a quarantined message; None if it is not quarantined.
-
-    Args:
-        reader: the tables.
-        topic: name of the topic in the tables.
-        partition: the partition.
-        offset: the offset.
-    """
+    """Return reason, stage, detail and bytes (`value`) of a quarantined message; None if it is not quarantined."""
     rows = reader.rows(ONE_BAD, topic=topic, partition=partition, offset=offset)
     return rows[0] if rows else None
-
-
-def bad_bytes(reader: Reader, topic: str, partition: int, offset: int) -> bytes | None:
-    """Return the bytes of a quarantined message; None if it has none or is not quarantined.
-
-    Args:
-        reader: the tables.
-        topic: name of the topic in the tables.
-        partition: the partition.
-        offset: the offset.
-    """
-    rows = reader.rows(BAD_BYTES, topic=topic, partition=partition, offset=offset)
-    return rows[0]["value"] if rows else None
 
 
 def versions(reader: Reader) -> Rows:

@@ -56,6 +56,16 @@ def cards(values: Sequence[tuple[str, str, str]]) -> None:
         column.metric(label, value, help=why, border=True)
 
 
+def panel(text: str, chart: Any, key: str, otherwise: str = "") -> None:
+    """Draw a chart with a border and a title, or a note if the chart is None."""
+    with st.container(border=True):
+        st.markdown(text)
+        if chart is None:
+            st.caption(otherwise)
+        else:
+            st.altair_chart(chart, key=key)
+
+
 def picture_of(row: dict[str, Any]) -> ImageRef:
     """Return a reference to the image of a prediction or of a quarantined message."""
     return ImageRef(row["topic"], row["partition"], row["offset"], row["image_id"], row["source"])

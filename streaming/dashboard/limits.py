@@ -22,7 +22,6 @@ class ConnectionLimits:
         """Create the middleware.
 
         Args:
-            app: the application.
             max_bytes: maximum size of an uploaded file.
             max_sockets: maximum number of concurrent websockets.
         """

@@ -47,7 +47,6 @@ def run_dashboard(
     Args:
         dashboard: the state shared by the pages.
         script: the script that Streamlit runs for every session.
-        host: address to listen on.
         port: port to listen on; 0 for any free port.
         token: token that a browser must present; required unless `host` is loopback.
         on_start: called with the URL once the port is bound.
@@ -58,8 +57,7 @@ def run_dashboard(
     if token is None and not is_loopback(host):
         raise UsageError(
             f"{host} can be reached from other machines, so the dashboard requires a token: write one to a file and "
-            f"set "
-            "IMAGESTREAM_DASHBOARD_TOKEN_FILE to it, or use --host 127.0.0.1"
+            "set IMAGESTREAM_DASHBOARD_TOKEN_FILE to it, or use --host 127.0.0.1"
         )
     with listen(host, port) as listener, stop_signals():
         server = uvicorn.Server(

@@ -38,12 +38,7 @@ class Asynchronous:
         return State(self._shared.read()[0], self._run.state.optimizer, self._run.state.epoch)
 
     def serve(self, channel: Channel, worker: int, attempt: int) -> None:
-        """Serve one worker until it ends.
-
-        Args:
-            channel: the connection to the worker.
-            worker: number of the worker.
-            attempt: number of its task attempt.
+        """Serve a worker's task attempt until it ends.
 
         Raises:
             LostPeerError: the worker is lost or violates the protocol.
@@ -76,13 +71,7 @@ class Asynchronous:
                     raise out_of_turn(message)
 
     def drop_worker(self, worker: int, attempt: int, why: str) -> bool:  # noqa: ARG002  other workers are not affected
-        """Handle the loss of a worker; return False if another attempt has already replaced it.
-
-        Args:
-            worker: number of the worker.
-            attempt: number of its task attempt.
-            why: the reason.
-        """
+        """Handle the loss of a worker; return False if another attempt has already replaced it."""
         return self._attempts.get(worker) == attempt
 
     def abort(self, why: str) -> None:

@@ -37,7 +37,6 @@ class Barrier(Generic[Contribution, Result]):
         """Wait for all other workers and return the combined result.
 
         Args:
-            worker: number of the worker.
             contribution: its contribution.
             combine: combines the contributions in the order of the workers; called once per round.
             waiting: called every few seconds with the time waited in seconds and the missing workers; an exception ends

@@ -36,7 +36,6 @@ def restore_callbacks(callbacks: Sequence["keras.callbacks.Callback"], states: S
     """Restore the states of callbacks after their `on_train_begin`.
 
     Args:
-        callbacks: the callbacks.
         states: the result of `callback_states`; None for a checkpoint of an earlier release.
 
     Raises:

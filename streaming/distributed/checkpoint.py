@@ -1,7 +1,6 @@
 """Checkpoints: the state of a training after its last epoch, in one file that is replaced atomically."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from streaming.distributed.callback_state import CallbackState
 from streaming.distributed.history import History
 from streaming.distributed.training_run import State
 from streaming.errors import DamagedError, NotFoundError
+from streaming.storage.atomic_file import replacement
 
 FILE = "checkpoint.npz"
 
@@ -24,7 +24,6 @@ class Checkpoint:
 
     Attributes:
         state: weights and optimizer state.
-        history: the history so far.
         settings: the settings that must not change.
         learning_rate: learning rate after the callbacks of the last epoch; None in a checkpoint of an earlier release.
         callbacks: the result of `callback_states`; None in a checkpoint of an earlier release.
@@ -38,7 +37,6 @@ class Checkpoint:
 
     def write(self, directory: Path) -> None:
         """Replace the directory's checkpoint atomically."""
-        directory.mkdir(parents=True, exist_ok=True)
         numbers, arrays = _split_arrays(self.callbacks or [])
         record = {
             "epoch": self.state.epoch,
@@ -49,9 +47,8 @@ class Checkpoint:
         }
         text = np.frombuffer(json.dumps(record).encode(), np.uint8)
         arrays |= {"weights": self.state.weights, "optimizer": self.state.optimizer, "record": text}
-        scratch = directory / f"{FILE}.{os.getpid()}.tmp"
-        scratch.write_bytes(write_npz(arrays))
-        scratch.replace(directory / FILE)
+        with replacement(directory / FILE) as unfinished:
+            unfinished.write_bytes(write_npz(arrays))
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:

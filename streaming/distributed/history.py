@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from streaming.distributed.options import Mode, TrainerOptions
+from streaming.distributed.options import TrainerOptions
 from streaming.distributed.shared_weights import Lost
 
 MAX_PROCESS_CHARS = 300
@@ -36,10 +36,6 @@ class Counts:
         return self.loss / self.rows if self.rows else float("nan")
 
     @property
-    def clipped_log_loss(self) -> float:
-        return self.clipped_loss / self.rows if self.rows else float("nan")
-
-    @property
     def accuracy(self) -> float:
         return self.correct / self.rows if self.rows else float("nan")
 
@@ -61,9 +57,7 @@ class WorkerEpoch:
     """One worker's epoch.
 
     Attributes:
-        worker: number of the worker.
         epoch: number of the epoch, from 0.
-        seconds: duration.
         training: counts on training images, each before its own step.
         validation: counts on validation images after the epoch.
         bytes: bytes sent and received by the worker so far.
@@ -80,13 +74,7 @@ class WorkerEpoch:
 
     @classmethod
     def from_meta(cls, worker: int, epoch: int, meta: Mapping[str, Any]) -> Self:
-        """Parse a worker's report; raises KeyError, TypeError or ValueError if it is invalid.
-
-        Args:
-            worker: number of the worker.
-            epoch: number of the epoch.
-            meta: the message's JSON object.
-        """
+        """Parse a worker's report; raises KeyError, TypeError or ValueError if it is invalid."""
         counts = {name: Counts(**meta[name]) for name in ("training", "validation")}
         process = str(meta.get("process", ""))[:MAX_PROCESS_CHARS]
         return cls(worker, epoch, float(meta["seconds"]), **counts, bytes=int(meta["bytes"]), process=process)
@@ -128,10 +116,7 @@ class History:
 
     Attributes:
         mode, frequency: how the workers' updates were combined.
-        workers: number of workers.
         parameters: number of trainable parameters.
-        epochs: the finished epochs.
-        seconds: total duration.
         staleness: number of updates by others between a worker's read and its push → count, over all workers.
         lost: updates lost by races between writers.
         bytes_moved: bytes between workers and server, in both directions.
@@ -166,11 +151,6 @@ class History:
     def mean_staleness(self) -> float:
         n = sum(self.staleness.values())
         return sum(late * times for late, times in self.staleness.items()) / n if n else 0.0
-
-    @property
-    def reproducible(self) -> bool:
-        """Whether the same settings give bitwise identical results on the same machine."""
-        return self.mode == Mode.SYNCHRONOUS
 
     def as_record(self) -> dict[str, Any]:
         """Return the history for JSON."""

@@ -59,12 +59,7 @@ def use_threads(threads: int) -> None:
 
 
 class TrainableNetwork:
-    """A trainable network.
-
-    Attributes:
-        model: the Keras model.
-        n_weights: number of trainable weights.
-    """
+    """A trainable network."""
 
     def __init__(self, parts: NetworkParts, options: TrainerOptions, worker: int = 0) -> None:
         use_threads(options.threads)
@@ -93,7 +88,9 @@ class TrainableNetwork:
 
         self._gradient = compiled(self._compute_gradient, inputs)
         self._step = compiled(self._compute_step, inputs)
-        self._apply = compiled(self._apply_flat, [row])
+        self._apply = compiled(
+            lambda gradient: self._optimizer.apply(_split(gradient, self._variables), self._variables), [row]
+        )
         self._answer = compiled(lambda x: self.model(x, training=False), inputs[:1])
 
     @property
@@ -176,9 +173,6 @@ class TrainableNetwork:
         gradients, logits = self._compute_gradients(images, labels, importance)
         self._optimizer.apply(gradients, self._variables)
         return logits
-
-    def _apply_flat(self, gradient: Any) -> None:
-        self._optimizer.apply(_split(gradient, self._variables), self._variables)
 
 
 def compute_in_bfloat16(model: "keras.Model") -> None:

@@ -88,11 +88,7 @@ class PeerMessage:
 
 
 class Channel:
-    """An authenticated connection.
-
-    Attributes:
-        sent, received: number of bytes so far.
-    """
+    """An authenticated connection; `sent` and `received` are the numbers of bytes so far."""
 
     def __init__(
         self,
@@ -101,11 +97,12 @@ class Channel:
         timeout_s: float,
         keys: Keys = Keys(),  # noqa: B008
     ) -> None:
-        """Args:
-        connection: the socket.
-        sizes: permitted numbers of values of a frame, besides 0.
-        timeout_s: time after which a silent other end is considered lost.
-        keys: the result of `accept`.
+        """Wrap a socket.
+
+        Args:
+            sizes: permitted numbers of values of a frame, besides 0.
+            timeout_s: time after which a silent other end is considered lost.
+            keys: the result of `accept`.
         """
         self._keys = keys
         self._frames_sent = 0
@@ -117,11 +114,7 @@ class Channel:
         self.received = 0
 
     def send(self, message: PeerMessage) -> None:
-        """Send a frame.
-
-        Raises:
-            LostPeerError: the other end is lost.
-        """
+        """Send a frame; raises LostPeerError if the other end is lost."""
         meta = json.dumps(message.meta).encode() if message.meta else b""
         values = np.ascontiguousarray(message.values, "<f4")
         numbers = (message.worker, message.epoch, message.step, message.rows, message.version)
@@ -139,11 +132,7 @@ class Channel:
         self.sent += len(header) + TAG_BYTES + len(meta) + values.nbytes + (TAG_BYTES if meta or len(values) else 0)
 
     def receive(self) -> PeerMessage:
-        """Return the next frame.
-
-        Raises:
-            LostPeerError: there is none in time, or it is invalid.
-        """
+        """Return the next frame; raises LostPeerError if there is none in time, or it is invalid."""
         number, self._frames_received = self._frames_received, self._frames_received + 1
         header, tag = _receive(self._socket, HEADER.size), _receive(self._socket, TAG_BYTES)
         if not hmac.compare_digest(tag, _tag(self._keys.receives, number, header)):
@@ -194,8 +183,6 @@ def connect(address: tuple[str, int], token: bytes, sizes: frozenset[int], timeo
     """Connect to the server and authenticate it.
 
     Args:
-        address: host and port.
-        token: the training's token.
         sizes: permitted numbers of values of a frame, besides 0.
         timeout_s: time after which a silent server is considered lost.
 

@@ -24,7 +24,6 @@ class ParameterServer:
     Attributes:
         address: (host, port) for the workers.
         token: secret that workers must know.
-        run: the state of the training.
         mode: how the workers' updates are combined.
         sizes: permitted numbers of values of a frame, besides 0.
     """
@@ -32,13 +31,7 @@ class ParameterServer:
     def __init__(
         self, options: TrainerOptions, state: State, decision: EpochDecision, callbacks: Callbacks, host: str
     ) -> None:
-        """Args:
-        options: the options.
-        state: the initial state.
-        decision: the parameters of the first epoch.
-        callbacks: the callbacks.
-        host: address to listen on.
-        """
+        """Listen on an address of `host`; `decision` has the parameters of the first epoch."""
         self.run = TrainingRun(options, state, decision, callbacks)
         self.mode = Synchronous(self.run) if options.waits else Asynchronous(self.run)
         self.token = secrets.token_bytes(TOKEN_BYTES)

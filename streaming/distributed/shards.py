@@ -8,7 +8,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from streaming.errors import reported
-from streaming.images.sources import read_source
+from streaming.images.sources import read_if_possible
 
 COLUMNS = ("image_id", "label", "validation", "source", "content")
 
@@ -39,11 +39,6 @@ def shard(rows: DataFrame, workers: int, seed: int) -> DataFrame:
     """Partition rows (image_id, label, validation, source, content), one partition per worker.
 
     Training and validation images are assigned round-robin in the order of a hash. Only names are sorted, not images.
-
-    Args:
-        rows: the rows.
-        workers: number of workers.
-        seed: random seed.
     """
     ordered = Window.partitionBy("validation").orderBy(F.xxhash64("image_id", F.lit(seed)), "image_id", "source")
     names = rows.select("image_id", "source", "validation")
@@ -54,8 +49,5 @@ def shard(rows: DataFrame, workers: int, seed: int) -> DataFrame:
 
 def _sha256(source: str | None, content: bytes | None) -> str | None:
     if content is None and source is not None:
-        try:
-            content = read_source(source)
-        except OSError:
-            return None
+        content = read_if_possible(source)
     return None if content is None else hashlib.sha256(content).hexdigest()

@@ -72,7 +72,6 @@ class SharedWeights:
         """Add a worker's update; called by one thread per worker.
 
         Args:
-            worker: number of the worker.
             change: the update, (N,) float32.
             version: version of the weights from which it was computed.
         """
@@ -98,8 +97,7 @@ class SharedWeights:
         missing = np.abs(expected - self.weights)
         largest = np.maximum(np.abs(expected), np.maximum(np.abs(self._first), np.abs(self.weights)))
         # Each addition rounds by half a unit in the last place of a value that may temporarily have been twice as
-        # large; a
-        # weight near zero may have been as large as the others.
+        # large; a weight near zero may have been as large as the others.
         typical = float(largest.mean())
         rounding = 2 * FLOAT32_ROUNDING * sum(one.pushes for one in pushed) * np.maximum(largest, typical)
         lost = missing > rounding

@@ -43,12 +43,7 @@ class Synchronous:
         return self._run.state
 
     def serve(self, channel: Channel, worker: int, attempt: int) -> None:
-        """Serve one worker until it ends.
-
-        Args:
-            channel: the connection to the worker.
-            worker: number of the worker.
-            attempt: number of its task attempt.
+        """Serve a worker's task attempt until it ends.
 
         Raises:
             LostPeerError: the worker is lost or violates the protocol.
@@ -86,13 +81,7 @@ class Synchronous:
                     raise out_of_turn(message)
 
     def drop_worker(self, worker: int, attempt: int, why: str) -> bool:
-        """Notify the other workers of the loss of a worker; return False if another attempt has already replaced it.
-
-        Args:
-            worker: number of the worker.
-            attempt: number of its task attempt.
-            why: the reason.
-        """
+        """Notify the other workers of the loss of a worker; return False if another attempt has already replaced it."""
         with self._run.lock:
             if self._group.attempts.get(worker) != attempt:
                 return False

@@ -1,7 +1,7 @@
 """The driver of a distributed training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,6 @@ class Trained:
     Attributes:
         model: the given Keras model with the trained weights.
         classes: class names in the order of the outputs.
-        history: the history.
         bad: image → why it could not be read, for the first ones.
         n_bad: number of images that could not be read.
     """
@@ -51,45 +50,33 @@ class Trained:
     n_bad: int
 
 
+@dataclass(frozen=True)
 class DistributedTrainer:
     """Trains a Keras model from pixels to logits on the partitions of a DataFrame.
 
     The model maps uint8 (N, H, W, 3) to float32 logits, (N, 1) for two classes or (N, C); only its trainable weights
     are sent over the network. `models.cnn.build_network` builds such models.
 
+    Attributes:
+        callbacks: Keras callbacks, run on the driver at the end of every epoch; they may change the learning rate and
+            stop the training.
+        checkpoint_dir: folder for a checkpoint after every epoch, for `fit(resume=True)`.
+        on_epoch: called after each epoch, from another thread.
+        on_progress: called periodically, from other threads.
+
     Example:
         >>> options = TrainerOptions(mode="synchronous", frequency="epoch", workers=4, epochs=10)
         >>> trained = DistributedTrainer(build_network("cnn_gray", 2), options).fit(rows)
     """
 
-    def __init__(
-        self,
-        model: "keras.Model",
-        options: TrainerOptions,
-        *,
-        callbacks: Sequence["keras.callbacks.Callback"] = (),
-        checkpoint_dir: Path | None = None,
-        limits: Limits = DEFAULT_LIMITS,
-        on_epoch: OnEpoch = lambda _: None,
-        on_progress: OnProgress = lambda _: None,
-    ) -> None:
-        """Args:
-        model: the model.
-            options: the options.
-        callbacks: Keras callbacks, run on the driver at the end of every epoch; they may change the learning rate and
-            stop the training.
-        checkpoint_dir: folder for a checkpoint after every epoch, for `fit(resume=True)`.
-        limits: limits on decoding an image.
-        on_epoch: called after each epoch, from another thread.
-        on_progress: called periodically, from other threads.
-        """
-        self.model = model
-        self.options = options
-        self._keras_callbacks = callbacks
-        self._checkpoint_dir = checkpoint_dir
-        self._limits = limits
-        self._on_epoch = on_epoch
-        self._on_progress = on_progress
+    model: "keras.Model"
+    options: TrainerOptions
+    _: KW_ONLY
+    callbacks: Sequence["keras.callbacks.Callback"] = ()
+    checkpoint_dir: Path | None = None
+    limits: Limits = DEFAULT_LIMITS
+    on_epoch: OnEpoch = lambda _: None
+    on_progress: OnProgress = lambda _: None
 
     def fit(self, rows: DataFrame, *, resume: bool = False) -> Trained:
         """Train.
@@ -145,7 +132,7 @@ class _Run:
         self._network = TrainableNetwork(self.parts, replace(self.options, mixed_precision=False))
         model = self._network.model
         model.compile(optimizer)
-        self._callbacks = keras.callbacks.CallbackList(list(trainer._keras_callbacks), model=model)
+        self._callbacks = keras.callbacks.CallbackList(list(trainer.callbacks), model=model)
         self.history = History.begin(self.options, self._network.n_weights)
         self._earlier, self._since = self.history, 0.0
 
@@ -158,7 +145,7 @@ class _Run:
             self._callbacks.on_epoch_begin(state.epoch)
         decision = self._decision(state.epoch)
         callbacks = Callbacks(
-            self._end_epoch, self._trainer._on_progress, self._on_lost, self._on_ready, failed=self._cancel
+            self._end_epoch, self._trainer.on_progress, self._on_lost, self._on_ready, failed=self._cancel
         )
         spark, self._spark = rows.sparkSession, rows.sparkSession
         host = spark.conf.get("spark.driver.host") or "127.0.0.1"
@@ -178,7 +165,7 @@ class _Run:
 
     def _run_job(self, rows: DataFrame, server: ParameterServer) -> None:
         parts = self._spark.sparkContext.broadcast(self.parts)
-        task = WorkerTask(self.options, self.classes, server.address, server.token, server.sizes, self._trainer._limits)
+        task = WorkerTask(self.options, self.classes, server.address, server.token, server.sizes, self._trainer.limits)
 
         def run(batches: Any) -> Any:
             return train_partition(batches, lambda: parts.value, task)
@@ -192,24 +179,26 @@ class _Run:
             if server.run.error is not None:
                 raise server.run.error from error
             if self.history.events:
+                epoch = server.run.state.epoch
+                hint = f"use --resume to continue after epoch {epoch}" if epoch else "no epoch was finished"
                 failure = f"the workers failed too often; last failure: {self.history.events[-1]}"
-                raise ServiceError(f"{failure}; {_resume_hint(server.run.state.epoch)}") from error
+                raise ServiceError(f"{failure}; {hint}") from error
             raise
         finally:
             self._spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]  # clears it
             parts.unpersist()
 
     def _resumed(self, fresh: State) -> State:
-        if self._trainer._checkpoint_dir is None:
+        if self._trainer.checkpoint_dir is None:
             raise ConfigurationError("a training can only be resumed with a checkpoint directory")
-        found = read_checkpoint(self._trainer._checkpoint_dir)
+        found = read_checkpoint(self._trainer.checkpoint_dir)
         differing = [name for name, value in found.settings.items() if self._settings().get(name) != value]
         if differing or len(found.state.weights) != len(fresh.weights):
             what = ", ".join(differing) or "network"
             raise ConfigurationError(
                 f"the checkpoint is of a training with another {what}: train again without --resume"
             )
-        restore_callbacks(self._trainer._keras_callbacks, found.callbacks)
+        restore_callbacks(self._trainer.callbacks, found.callbacks)
         model = self._network.model
         if found.learning_rate is not None:
             model.optimizer.learning_rate = found.learning_rate
@@ -237,17 +226,17 @@ class _Run:
         self._callbacks.on_epoch_end(record.epoch, record.logs())
         self.history.stopped_early = bool(self._network.model.stop_training)
         self._write_checkpoint(state)  # after the callbacks of this epoch
-        self._trainer._on_epoch(record)
+        self._trainer.on_epoch(record)
         if not self.history.stopped_early and state.epoch < self.options.epochs:
             self._callbacks.on_epoch_begin(state.epoch)
         return self._decision(state.epoch)
 
     def _write_checkpoint(self, state: State) -> None:
-        if self._trainer._checkpoint_dir is None:
+        if self._trainer.checkpoint_dir is None:
             return
         rate = float(self._network.model.optimizer.learning_rate)
-        states = callback_states(self._trainer._keras_callbacks)
-        Checkpoint(state, self.history, self._settings(), rate, states).write(self._trainer._checkpoint_dir)
+        states = callback_states(self._trainer.callbacks)
+        Checkpoint(state, self.history, self._settings(), rate, states).write(self._trainer.checkpoint_dir)
 
     def _decision(self, epoch: int) -> EpochDecision:
         model = self._network.model
@@ -283,7 +272,3 @@ def _check_slots(spark: SparkSession, options: TrainerOptions) -> None:
             f"{options.workers} synchronous workers need as many slots, Spark has {slots}: use a master such as "
             f"local[{options.workers}], or fewer workers"
         )
-
-
-def _resume_hint(epoch: int) -> str:
-    return "no epoch was finished" if epoch == 0 else f"use --resume to continue after epoch {epoch}"

@@ -117,11 +117,7 @@ class TrainingRun:
 
 
 def worker_epoch(message: PeerMessage) -> WorkerEpoch:
-    """Parse a worker's report on an epoch.
-
-    Raises:
-        LostPeerError: it is invalid.
-    """
+    """Parse a worker's report on an epoch; raises LostPeerError if it is invalid."""
     try:
         return WorkerEpoch.from_meta(message.worker, message.epoch, message.meta)
     except (KeyError, TypeError, ValueError) as error:

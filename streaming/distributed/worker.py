@@ -5,7 +5,6 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ from streaming.distributed.options import Frequency, TrainerOptions
 from streaming.distributed.protocol import Channel, LostPeerError, MessageKind, PeerMessage, Values, connect
 from streaming.distributed.synchronous import digest
 from streaming.errors import ConfigurationError, ServiceError
-from streaming.images.sources import read_source
+from streaming.images.sources import read_if_possible
 
 DONE = pa.schema([pa.field("worker", pa.int32()), pa.field("rows", pa.int64())])
 DONE_DDL = "worker int, rows long"
@@ -61,8 +60,6 @@ def train_partition(
 
     Args:
         batches: columns image_id, label, validation, source and content; null if the image is in the file `source`.
-        parts: returns the network's parts.
-        task: the parameters.
 
     Raises:
         ServiceError: the server dropped this attempt, or is lost.
@@ -103,7 +100,11 @@ def _read(
     for batch in batches:
         for start in range(0, batch.num_rows, IMAGES_PER_READ):
             rows = batch.slice(start, IMAGES_PER_READ)
-            contents = [_content(row) for row in rows.select(["source", "content"]).to_pylist()]
+            found = zip(rows.column("source").to_pylist(), rows.column("content").to_pylist(), strict=True)
+            contents = [
+                read_if_possible(source) if content is None and source is not None else content
+                for source, content in found
+            ]
             decoded = decode_all(contents, size, limits=task.limits)
             for at, bad in decoded.bad.items():
                 read.n_bad += 1
@@ -119,16 +120,6 @@ def _read(
     read.training.close()
     read.validation.close()
     return read
-
-
-def _content(row: dict[str, Any]) -> bytes | None:
-    content: bytes | None = row["content"]
-    if content is not None or row["source"] is None:
-        return content
-    try:
-        return read_source(row["source"])
-    except OSError:
-        return None
 
 
 class _Learner:

@@ -60,11 +60,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_binding(host: str, keys: Collection[str]) -> None:
-    """Check that the gateway has an API key if other machines can reach it.
-
-    Raises:
-        UsageError: it has none.
-    """
+    """Check that the gateway has an API key if other machines can reach it; raises UsageError if it has none."""
     if not keys and not is_loopback(host):
         raise UsageError(
             f"--host {host} gives other machines access: set IMAGESTREAM_GATEWAY_API_KEY_FILE to a file with an API key"

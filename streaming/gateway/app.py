@@ -33,8 +33,6 @@ def create_app(settings: Settings, broker: Broker, api_keys: Sequence[str] = ())
     """The application for one home and topic.
 
     Args:
-        settings: of the home and topic.
-        broker: to publish to.
         api_keys: one is required of every request except health checks; without keys, only programs on this machine
             are allowed.
     """

@@ -86,10 +86,7 @@ class Lookup:
         """The latest rows of a table that match a condition.
 
         Args:
-            table: its name.
             condition: in SQL, with `$name` for values.
-            values: of the condition.
-            limit: the maximum number of rows.
 
         Raises:
             ServiceError: the table cannot be read at the moment.

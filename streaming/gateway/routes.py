@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from producer.class_names import MAX_LABEL_CHARS
 from producer.message import BRANDS, MAGIC
 from streaming.gateway.deprecation import PREFIX
 from streaming.gateway.listing import ModelQuery, PredictionQuery, QuarantineQuery
@@ -30,7 +31,7 @@ from streaming.gateway.schemas import (
     Unknown,
 )
 from streaming.gateway.service import Service
-from streaming.gateway.upload import MAX_BATCH_IMAGES, MAX_LABEL_CHARS, MAX_SOURCE_CHARS
+from streaming.gateway.upload import MAX_BATCH_IMAGES, MAX_SOURCE_CHARS
 from streaming.tracing import publishing
 
 MAX_WAIT_S = 30.0

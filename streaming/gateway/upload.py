@@ -1,7 +1,6 @@
 """Reads the body of an upload, raw or multipart, up to the size limit of an image."""
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,14 +10,12 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from producer.class_names import class_name
+from producer.class_names import CONTROL_CHARACTER, MAX_LABEL_CHARS, class_name
 from producer.message import MAX_HEADER_CHARS, UNKNOWN_CONTENT, content_type
 from streaming.gateway.problems import RETRY_AFTER_S, too_many
 
 ENVELOPE_BYTES = 64 * 1024  # allowed for multipart in addition to the images
-MAX_LABEL_CHARS = 200
 MAX_SOURCE_CHARS = MAX_HEADER_CHARS
-CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MAX_BATCH_IMAGES = 100
 MAX_BATCH_BYTES = 64 * 1024 * 1024  # of all images in one request
 UPLOAD_TIMEOUT_S = 60.0  # for the whole body

@@ -29,11 +29,7 @@ DIFFERENT = "rows give one image different labels"
 
 # A source normalised as `labels_csv` does: composed Unicode, forward slashes, no leading `./`.
 SOURCE = r"regexp_replace(replace(nfc_normalize(source), '\', '/'), '^\./', '')"
-KEY_OF = dict.fromkeys(KEYS, SOURCE) | {
-    "image_id": "image_id",
-    "id": "image_id",
-    "name": f"parse_filename({SOURCE})",
-}
+KEY_OF = dict.fromkeys(KEYS, SOURCE) | {"image_id": "image_id", "id": "image_id", "name": f"parse_filename({SOURCE})"}
 
 
 @dataclass(frozen=True)
@@ -58,11 +54,6 @@ class Labelled:
 def add_labels(settings: Settings, csv: Path, by: str) -> Labelled:
     """Add the labels of a CSV with the columns label and image_id, source or name; see `add_label_rows`.
 
-    Args:
-        settings: the settings.
-        csv: the file.
-        by: author of the labels, recorded with them.
-
     Raises:
         ServiceError: the CSV cannot be used, or no table contains images yet.
     """
@@ -73,8 +64,6 @@ def add_label_rows(settings: Settings, rows: LabelRows, by: str) -> Labelled:
     """Append labels in one commit. Adding the same rows again has no effect, even if they were corrected later.
 
     Args:
-        settings: the settings.
-        rows: the labels.
         by: author of the labels, recorded with them.
 
     Raises:

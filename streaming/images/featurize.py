@@ -25,8 +25,9 @@ from models.backbone import ExportedBackbone
 from models.bundle import BackboneEntry, Bundle
 from models.decode import DEFAULT_LIMITS, Limits
 from streaming.errors import reported
-from streaming.images.dataset import Dataset, LabelledFile
+from streaming.images.dataset import Dataset
 from streaming.images.featurize_task import REPORT_DDL, FeaturizeTask, featurize_partition
+from streaming.images.image_folder import LabelledFile
 from streaming.images.images_frame import count_duplicates, images_frame, known_images
 from streaming.storage.tables import Table
 
@@ -42,7 +43,6 @@ class FeatureSource:
 
     Attributes:
         entry: its entry in a manifest.
-        file: the model file.
         sha256: SHA-256 of the backbone, which identifies its features.
     """
 
@@ -115,15 +115,10 @@ def featurize(
     Images that cannot be decoded are skipped and reported.
 
     Args:
-        spark: the session.
-        images: a data set, or labelled files.
-        backbone: the backbone that computes the features.
         table: the table `features`.
         max_bad_shown: maximum number of bad images reported by name.
         augment: number of augmented copies to store per image. They have the image's id, so a split keeps them on its
             side; they are computed by every run that requests them.
-        augmentation: the augmentation of the copies.
-        limits: limits on decoding an image.
         on_progress: called periodically with the number of images done.
     """
     if isinstance(backbone, ExportedBackbone):
@@ -169,13 +164,7 @@ def featurize(
 
 
 def task_count(images: int, size: int, cores: int) -> int:
-    """Return the number of tasks: a multiple of the cores, so that they finish together.
-
-    Args:
-        images: number of images.
-        size: total size of the images in bytes.
-        cores: number of cores.
-    """
+    """Return the number of tasks for `size` bytes of images: a multiple of the cores, so that they finish together."""
     rounds = max(math.ceil(images / (cores * IMAGES_PER_TASK)), math.ceil(size / (cores * BYTES_PER_TASK)))
     return max(1, min(images, cores * rounds))
 

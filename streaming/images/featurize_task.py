@@ -94,21 +94,13 @@ class _Pass:
 
 
 def featurize_partition(
-    batches: Iterator[pa.RecordBatch],
-    network: Callable[[], bytes],
-    task: FeaturizeTask,
-    done: "Accumulator[int]",
+    batches: Iterator[pa.RecordBatch], network: Callable[[], bytes], task: FeaturizeTask, done: "Accumulator[int]"
 ) -> Iterator[pa.RecordBatch]:
-    """Featurize a partition's images into one Parquet file and commit it.
+    """Featurize a partition's images into one Parquet file, commit it, and yield the report, of the schema `REPORT`.
 
     Args:
         batches: columns source, label, content and, if the table is not empty, known_id and known_label.
         network: returns the content of the network's file.
-        task: the task's parameters.
-        done: counter of finished images.
-
-    Yields:
-        The task's report, in the schema `REPORT`.
     """
     context = TaskContext.get()
     part = context.partitionId() if context is not None else 0

@@ -87,7 +87,6 @@ def read_folder(
         folder: a path, or the URI of a folder in a bucket, where images are recognised by name only.
         pattern: pattern of the label in a path; None for the parent folder's name.
         labels_csv: CSV of labels; None for the parent folder's name.
-        keep_unlabelled: whether to keep files without a label.
 
     Raises:
         ServiceError: the folder does not exist or has no images, or the pattern, CSV or metadata cannot be used.
@@ -207,8 +206,7 @@ def _note_layout(found: Sequence[_Found], left_out: LeftOut) -> None:
     if deep:
         left_out.notes.append(
             f"{len(deep):,} class folders are nested: {deep[0]} is class {deep[0].name}; to use the outer folders, "
-            f"give "
-            "--label-pattern '^([^/]+)/'"
+            "give --label-pattern '^([^/]+)/'"
         )
 
 

@@ -32,8 +32,6 @@ class ImageTable:
         image: column of encoded images; `NAME.bytes` for a struct, as in Hugging Face data sets.
         label: column of labels, of any type that can be cast to text.
         name: text column with a unique value per image.
-        n_images: number of rows.
-        n_bytes: size of the files in bytes.
         class_of: label as text → class name, if they differ, e.g. for Hugging Face's numbers or decomposed Unicode;
             empty if the value is not a label.
     """

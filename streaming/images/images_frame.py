@@ -11,7 +11,8 @@ from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from streaming.errors import reported
-from streaming.images.dataset import Dataset, LabelledFile
+from streaming.images.dataset import Dataset
+from streaming.images.image_folder import LabelledFile
 from streaming.images.image_table import ImageTable
 from streaming.storage.files import conformed, local_copy, read_batches
 from streaming.storage.store import is_uri
@@ -24,8 +25,6 @@ def images_frame(spark: SparkSession, images: Dataset | Sequence[LabelledFile], 
     """Return rows (source, label, content) in partitions of about the same number of images and bytes.
 
     Args:
-        spark: the session.
-        images: a data set, or labelled files.
         tasks: (number of images, their size in bytes) → number of partitions.
 
     Returns:
@@ -49,16 +48,7 @@ def images_frame(spark: SparkSession, images: Dataset | Sequence[LabelledFile], 
 
 
 def stored_features(spark: SparkSession, table: Table, backbone_sha256: str) -> DataFrame | None:
-    """Return this backbone's features of images, without augmented copies; None if the table is empty.
-
-    Args:
-        spark: the session.
-        table: the table `features`.
-        backbone_sha256: SHA-256 of the backbone.
-
-    Returns:
-        The table's columns and `at`, the time of the row.
-    """
+    """Return this backbone's rows without augmented copies, and `at`, their time; None if the table is empty."""
     files = table.files()
     if not files:
         return None
@@ -72,24 +62,13 @@ def stored_features(spark: SparkSession, table: Table, backbone_sha256: str) -> 
 
 
 def arrow_function(function: Callable[..., pa.Array], returns: str) -> Callable[..., Column]:
-    """Turn a function of annotated Arrow arrays into a function of columns that runs in Python workers.
-
-    Args:
-        function: the function.
-        returns: DDL type of the resulting column.
-    """
+    """Turn a function of annotated Arrow arrays into one of columns, of DDL type `returns`, that runs in workers."""
     made: Callable[..., Column] = F.arrow_udf(function, returns)  # type: ignore[attr-defined]  # new in Spark 4.1
     return made
 
 
 def read_files(spark: SparkSession, files: Sequence[str], schema: pa.Schema = FEATURES) -> DataFrame:
-    """Return the rows of a table's Parquet files; a column that a file does not have is null.
-
-    Args:
-        spark: the session.
-        files: paths or URIs of the files.
-        schema: the schema of the table.
-    """
+    """Return the rows of a table's Parquet files, paths or URIs; a column that a file does not have is null."""
     if files and is_uri(files[0]):
         return _fetched(spark, files, schema)
     return _exact_paths(spark).schema(spark_schema(schema)).parquet(*files)
@@ -118,13 +97,7 @@ def _fetched(spark: SparkSession, files: Sequence[str], schema: pa.Schema) -> Da
 
 
 def known_images(spark: SparkSession, table: Table, backbone_sha256: str) -> DataFrame | None:
-    """Return the table's latest row of each source (source, known_id, known_label); None if the table is empty.
-
-    Args:
-        spark: the session.
-        table: the table `features`.
-        backbone_sha256: SHA-256 of the backbone.
-    """
+    """Return the table's latest row of each source (source, known_id, known_label); None if the table is empty."""
     stored = stored_features(spark, table, backbone_sha256)
     if stored is None:
         return None
@@ -139,7 +112,6 @@ def featurized_rows(frame: DataFrame, table: Table, backbone_sha256: str) -> Dat
     Args:
         frame: the result of `images_frame`.
         table: the table `features`.
-        backbone_sha256: SHA-256 of the backbone.
     """
     spark = frame.sparkSession
     stored = stored_features(spark, table, backbone_sha256)
@@ -160,7 +132,6 @@ def count_duplicates(frame: DataFrame, table: Table, backbone_sha256: str) -> tu
     Args:
         frame: the result of `images_frame`.
         table: the table `features`.
-        backbone_sha256: SHA-256 of the backbone.
     """
     rows = featurized_rows(frame, table, backbone_sha256)
     if rows is None:

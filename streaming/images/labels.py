@@ -21,12 +21,7 @@ BYTES_PER_PARTITION = 32 * 1024**2  # of compressed features
 
 
 def labelled_features(
-    spark: SparkSession,
-    features: Table,
-    backbone_sha256: str,
-    *,
-    augmented: bool = False,
-    group_by: str | None = None,
+    spark: SparkSession, features: Table, backbone_sha256: str, *, augmented: bool = False, group_by: str | None = None
 ) -> DataFrame:
     """Return the features of every labelled image, once each.
 
@@ -34,9 +29,6 @@ def labelled_features(
     reader takes ten seconds to warm up.
 
     Args:
-        spark: the session.
-        features: the table `features`.
-        backbone_sha256: SHA-256 of the backbone.
         augmented: include augmented copies as further rows; the column `augmentation` is their number, null for the
             image itself. A split keeps them on the side of their image; they are never evaluated.
         group_by: grouping of images, see `streaming.images.groups`.
@@ -64,13 +56,7 @@ def labelled_features(
 
 
 def count_contradictory(spark: SparkSession, features: Table, backbone_sha256: str) -> int:
-    """Return the number of images that `labelled_features` leaves out because of contradictory labels.
-
-    Args:
-        spark: the session.
-        features: the table `features`.
-        backbone_sha256: SHA-256 of the backbone.
-    """
+    """Return the number of images that `labelled_features` leaves out because of contradictory labels."""
     rows = _stored(spark, features, backbone_sha256)
     return _image_labels(spark, features, rows, None).where(F.col("contradictory")).count()
 
@@ -124,7 +110,6 @@ def given_labels(spark: SparkSession, features: Table) -> DataFrame | None:
     none.
 
     Args:
-        spark: the session.
         features: the table `features`, which maps names to images.
     """
     if not has_table(features.tables, "labels"):

@@ -45,9 +45,7 @@ def read_labels(path: Path, keys: Sequence[str], max_rows: int = MAX_ROWS) -> La
         none.
 
     Args:
-        path: the file.
         keys: names of identifying columns, in order of preference.
-        max_rows: maximum number of rows.
 
     Raises:
         ServiceError: the file does not exist, lacks these columns, or has too many rows.

@@ -44,7 +44,6 @@ def fitted_on(bundle: Bundle, home: Home) -> FittedOn:
     """Return the images that a version may have been fitted on.
 
     Args:
-        bundle: the version's bundle.
         home: the home, whose tables are read only for a bundle of an older release.
 
     Raises:
@@ -56,13 +55,7 @@ def fitted_on(bundle: Bundle, home: Home) -> FittedOn:
 
 
 def backbone_fitted_on(registry: Registry, champion: Bundle, home: Home) -> BloomFilter | None:
-    """Return the images on which the champion's backbone was trained; None if it was not trained in this home.
-
-    Args:
-        registry: the registry.
-        champion: the champion's bundle.
-        home: the home.
-    """
+    """Return the images on which the champion's backbone was trained; None if it was not trained in this home."""
     if champion.manifest.backbone.weights != "trained":
         return None
     recorded = fitted_on(champion, home).backbone

@@ -49,7 +49,6 @@ def from_features(columns: Iterator[Any], n_in: int, finish: Callable[[Features]
 
     Args:
         columns: Arrow arrays of lists of length `n_in`.
-        n_in: number of features.
         finish: features (N, n_in) → values (N, K) float32.
 
     Raises:

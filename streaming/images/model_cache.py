@@ -11,8 +11,6 @@ def cached_model(kind: str, sha256: str, load: Callable[[], Any]) -> Any:
 
     Args:
         kind: what is loaded, such as `engine`: one file may be loaded in several ways.
-        sha256: SHA-256 of the model.
-        load: loads the model.
     """
     key = f"{kind} {sha256}"
     if key not in _cached:

@@ -16,7 +16,6 @@ def extract_group(texts: pa.Array, pattern: str, name: str) -> pa.Array:
 
     Args:
         texts: strings; nulls stay null.
-        pattern: the regular expression.
         name: name of the group, also used in errors.
 
     Raises:

@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def read_start(uri: str, n: int) -> bytes:
     if content is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri)
     return content
+
+
+def read_if_possible(source: str) -> bytes | None:
+    """As `read_source`; None if the file cannot be read."""
+    with suppress(OSError):
+        return read_source(source)
+    return None
 
 
 def list_source(uri: str) -> Sequence[Stored]:

@@ -57,8 +57,6 @@ class Sides:
         Args:
             holdout: fraction of held-out images.
             validation: fraction of the remaining images used for validation.
-            seed: the seed.
-            group_by: grouping of images.
         """
         return cls(Split(seed, holdout, group_by), Split(seed + 1, validation, group_by))
 
@@ -87,8 +85,7 @@ def check_sides(rows: DataFrame, split: Split) -> list[str]:
         unit = "image" if split.group_by is None else "group of images"
         raise DataError(
             f"no image is held out ({_counted(counts)}): each {unit} is with probability {split.share:g}, by its "
-            f"content "
-            f"and the seed; {advice}"
+            f"content and the seed; {advice}"
         )
     lines = []
     if none := [one for one in counts if not one.held_out]:

@@ -187,7 +187,6 @@ class Span:
 
     Attributes:
         messages: in all batches.
-        batches: their number.
         holes: offsets without a message.
         proven: holes that Kafka's log proves to be no lost messages; the others rely on Spark's own check.
     """

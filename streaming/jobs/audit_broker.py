@@ -44,11 +44,6 @@ Offsets = NDArray[np.int64]
 def compare_with_broker(settings: Settings, bootstrap_servers: str, report: AuditReport) -> None:
     """Compare all batches with the messages in Kafka, and add the result to the report.
 
-    Args:
-        settings: of the home.
-        bootstrap_servers: Kafka's addresses.
-        report: of the audit of the tables.
-
     Raises:
         ServiceError: the broker does not answer, or a table cannot be read.
     """

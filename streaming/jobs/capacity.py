@@ -101,7 +101,6 @@ def images_per_s(costs: Costs, images_per_batch: int, cores: int, tasks: int | N
 
     Args:
         costs: of an image.
-        images_per_batch: the size of each micro-batch.
         cores: that score in parallel.
         tasks: of a micro-batch; by default two per core.
     """
@@ -115,8 +114,6 @@ def plan(load: float, costs: Costs, n_features: int, bundle_bytes: int) -> Capac
     Args:
         load: images per second.
         costs: of an image.
-        n_features: of the backbone.
-        bundle_bytes: of the model.
     """
     busy = TARGET_UTILISATION * (1 - OVERHEAD_SHARE)
     cores = max(1, math.ceil(load * costs.per_image_s / busy))

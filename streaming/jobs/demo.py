@@ -151,11 +151,7 @@ def _imagestream(settings: Settings, *arguments: str | Path) -> None:
 def _running_stream(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     with (settings.work_dir / STREAM_LOG).open("wb") as file:
         stream = subprocess.Popen(
-            _command(settings, "stream"),
-            env=_environment(settings),
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
+            _command(settings, "stream"), env=_environment(settings), stdout=file, stderr=file, start_new_session=True
         )
     try:
         yield stream
@@ -195,41 +191,33 @@ def _stop(stream: subprocess.Popen[bytes]) -> None:
 
 def _read_result(settings: Settings, steps: list[Step]) -> DemoResult:
     """Read all figures from the Delta tables."""
-    totals = query(
-        settings,
-        """
-        SELECT count(*) AS predicted,
-               count(*) - count(DISTINCT (topic, "partition", "offset")) AS duplicates,
+
+    def rows(sql: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = query(settings, sql).to_pylist()
+        return found
+
+    (totals,) = rows("""
+        SELECT count(*) AS predicted, count(*) - count(DISTINCT (topic, "partition", "offset")) AS duplicates,
                avg((label = label_true)::INT) AS accuracy
         FROM predictions
-        """,
-    ).to_pylist()[0]
-    versions = query(settings, "SELECT model_version AS v, count(*) AS n FROM predictions GROUP BY v ORDER BY v")
-    quarantined = query(settings, "SELECT count(*) AS n FROM quarantine").to_pylist()[0]["n"]
-    batches = query(
-        settings, "SELECT sum(input_rows)::BIGINT AS n, sum(element_at(seconds, 'batch')[1]) AS s FROM batches"
-    ).to_pylist()[0]
-    confusion = query(
-        settings,
-        "SELECT label_true, label, count(*) AS n FROM predictions GROUP BY ALL ORDER BY ALL",
-    )
-    sample = query(
-        settings,
-        """
-        SELECT source, label_true, label, confidence, model_version
-        FROM predictions ORDER BY image_id LIMIT 9
-        """,
-    )
+    """)
+    versions = rows("SELECT model_version AS v, count(*) AS n FROM predictions GROUP BY v ORDER BY v")
+    (quarantined,) = rows("SELECT count(*) AS n FROM quarantine")
+    (batches,) = rows("SELECT sum(input_rows)::BIGINT AS n, sum(element_at(seconds, 'batch')[1]) AS s FROM batches")
+    confusion = rows("SELECT label_true, label, count(*) AS n FROM predictions GROUP BY ALL ORDER BY ALL")
+    sample = rows("""
+        SELECT source, label_true, label, confidence, model_version FROM predictions ORDER BY image_id LIMIT 9
+    """)
     summary = {
         "published": FIRST + len(NOT_IMAGES) + MORE,
         "predicted": totals["predicted"],
-        "quarantined": quarantined,
+        "quarantined": quarantined["n"],
         "duplicates": totals["duplicates"],
         "accuracy": totals["accuracy"],
         "images_per_second": batches["n"] / batches["s"],
-        "model_versions": {str(row["v"]): row["n"] for row in versions.to_pylist()},
+        "model_versions": {str(row["v"]): row["n"] for row in versions},
         "tables": {name: settings.place.table(name) for name in settings.place.table_names()},
         "seconds": {step.name: round(step.seconds, 2) for step in steps},
     }
-    triples = [(row["label_true"], row["label"], row["n"]) for row in confusion.to_pylist()]
-    return DemoResult(settings, summary, steps, triples, sample.to_pylist())
+    triples = [(row["label_true"], row["label"], row["n"]) for row in confusion]
+    return DemoResult(settings, summary, steps, triples, sample)

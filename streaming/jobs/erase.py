@@ -24,7 +24,7 @@ from streaming.errors import ConflictError, DamagedError, NotFoundError
 from streaming.jobs.audit import ProblemKind, audit
 from streaming.jobs.rewrite import ATTEMPTS, replace_files, write_copy
 from streaming.pipeline.finish import Tables, finish_decided
-from streaming.query import open_snapshot
+from streaming.query import query
 from streaming.settings import Settings
 from streaming.storage.files import local_copy, read_batches
 from streaming.storage.home import TABLES_FOLDER, Home
@@ -75,7 +75,6 @@ def erase(settings: Settings, ids: Collection[str], by: str) -> Erasure:
     """Erase images from all tables of the home, and record it in the table `erased`.
 
     Args:
-        settings: of the home.
         ids: image ids as in the tables.
         by: who requested it, for the record.
 
@@ -108,10 +107,7 @@ def erase(settings: Settings, ids: Collection[str], by: str) -> Erasure:
 
 
 def record_deleted(settings: Settings, by: str) -> int:
-    """Record rows that another program has deleted from `predictions` and `quarantine` as erased.
-
-    Returns:
-        The number of messages.
+    """Record rows that another program has deleted from `predictions` and `quarantine` as erased; return their number.
 
     Raises:
         ServiceError: there is nothing to audit, or the audit finds other problems than missing rows.
@@ -125,8 +121,7 @@ def record_deleted(settings: Settings, by: str) -> int:
         raise DamagedError("the tables have other problems than missing rows: see `imagestream audit`")
     if not gaps:
         return 0
-    with open_snapshot(settings) as tables, tables.query(SHORT) as reader:
-        short = {(row["query_id"], row["batch_id"]): row for batch in reader for row in batch.to_pylist()}
+    short = {(row["query_id"], row["batch_id"]): row for row in query(settings, SHORT).to_pylist()}
     now, rows = datetime.now(UTC), []
     for gap in gaps:
         batch = short[gap["query_id"], gap["batch_id"]]
@@ -144,8 +139,8 @@ def _names(settings: Settings, ids: Collection[str]) -> set[str]:
     """The ids, and all other ids of images with the same content."""
     names = set(ids)
     if settings.place.has_table("features"):
-        with open_snapshot(settings) as tables, tables.query(NAMES, {"ids": sorted(names)}) as reader:
-            names |= {name for batch in reader for name in batch.column(0).to_pylist() if name is not None}
+        known = query(settings, NAMES, parameters={"ids": sorted(names)}).column(0)
+        names |= {name for name in known.to_pylist() if name is not None}
     return names
 
 
@@ -156,8 +151,7 @@ def _identities(settings: Settings, names: Collection[str]) -> pa.Table:
         if settings.place.has_table(table):
             of_content = "OR value_sha256 IN (SELECT unnest($ids::VARCHAR[]))" if table == "quarantine" else ""
             sql = IDENTITIES.format(table=table, or_content=of_content)
-            with open_snapshot(settings) as tables, tables.query(sql, {"ids": sorted(names)}) as reader:
-                found.append(reader.read_all())
+            found.append(query(settings, sql, parameters={"ids": sorted(names)}))
     return pa.concat_tables(found, promote_options="permissive") if found else ERASED.empty_table()
 
 

@@ -60,11 +60,8 @@ def backbone_source(settings: Settings, backbone: str, weights: str, output: Out
     """A backbone by name, exported if necessary.
 
     Args:
-        settings: with the folder of backbones.
-        backbone: its name.
         weights: `imagenet`, or a file.
         output: the layer that features are taken from.
-        options: with the projection.
 
     Raises:
         ModelError: the backbone is unknown, its weights are not available, or its features are too wide for exact PCA.
@@ -79,8 +76,6 @@ def model_source(settings: Settings, version: int, scratch: Path) -> Featurizer:
     """The backbone and projection of a registered model.
 
     Args:
-        settings: of the registry.
-        version: of the model.
         scratch: a directory for the model's files, which must exist while the source is used.
 
     Raises:
@@ -103,12 +98,9 @@ def export_features(
     """Featurize new images, fit the projection in one pass, and write the projected features of all images.
 
     Args:
-        settings: of the home.
-        dataset: the images.
         source: the backbone, and possibly a projection.
         options: of the projection to fit if the source has none.
         output: a path, or a URI.
-        format_: of the output.
         on_progress: see `featurize`.
 
     Raises:

@@ -8,7 +8,7 @@ import io
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,18 +24,14 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from models.projection import Projection
 from streaming.errors import reported
 from streaming.jobs.output import FileFormat
+from streaming.storage.atomic_file import replacement
 from streaming.storage.files import DataFile, as_matrix, list_array
 from streaming.storage.store import Store, open_store
 from streaming.storage.table_log import storage_options
 from streaming.storage.tables import added
 
 SCHEMA = pa.schema(
-    [
-        pa.field("path", pa.string()),
-        pa.field("label", pa.string()),
-        pa.field("image_id", pa.string()),
-        pa.field("features", pa.list_(pa.float32())),
-    ]
+    [("path", pa.string()), ("label", pa.string()), ("image_id", pa.string()), ("features", pa.list_(pa.float32()))]
 )
 ROWS_DDL = "path string, label string, image_id string, features array<float>"
 BYTES_PER_PART = 64 * 1024**2
@@ -45,17 +41,12 @@ COLUMN = {"pca": "pca", "random": "random", "none": "feature"}  # kind of projec
 def write_feature_files(
     rows: DataFrame, n: int, projection: Projection, output: Path | str, format_: FileFormat
 ) -> int:
-    """Project the rows and write them to `output`, in order of path; an existing output is replaced atomically.
+    """Project the rows, write them to `output` in order of path, replacing it atomically, and return their number.
 
     Args:
         rows: source, image_id, label, features (array<float>).
         n: approximate number of rows.
-        projection: of the features.
         output: a path, or a URI.
-        format_: of the output.
-
-    Returns:
-        The number of rows written.
     """
     if isinstance(output, str):
         return _write_in_bucket(rows, n, projection, output, format_)
@@ -64,11 +55,13 @@ def write_feature_files(
         paths = [Path(staging, part) for part, _ in parts]
         match format_:
             case "csv":
-                _replace(output, lambda whole: _join_csv(paths, _header(projection), whole))
+                with replacement(output) as unfinished, unfinished.open("wb") as whole:
+                    _join_csv(paths, _header(projection), whole)
             case "parquet":
-                _replace(output, lambda whole: _join_parquet(paths, whole))
+                with replacement(output) as unfinished, unfinished.open("wb") as whole:
+                    _join_parquet(paths, whole)
             case "delta":
-                _commit_delta(parts, Path(staging), output)
+                _commit_delta(parts, output, Path(staging))
     return sum(count for _, count in parts)
 
 
@@ -76,7 +69,7 @@ def _write_in_bucket(rows: DataFrame, n: int, projection: Projection, output: st
     """Write to a bucket: the parts are objects next to the output, which the driver joins, or files of the table."""
     if format_ == "delta":
         parts = _write_parts(rows, n, projection, output, format_)
-        _commit_in_bucket(parts, output)
+        _commit_delta(parts, output)
         return sum(count for _, count in parts)
     folder, _, name = output.rpartition("/")
     staging = f"{output}.{uuid.uuid4().hex}"
@@ -101,8 +94,12 @@ def _fetched(store: Store, names: Iterable[str], scratch: Path) -> Iterator[Path
         yield scratch / name
 
 
-def _commit_in_bucket(parts: Sequence[tuple[str, int]], output: str) -> None:
+def _commit_delta(parts: Sequence[tuple[str, int]], output: Path | str, staging: Path | None = None) -> None:
+    """Replace the table's content by the parts in one commit; they are in its folder, or moved there from `staging`."""
     table = DeltaTable.create(output, SCHEMA, mode="ignore", storage_options=storage_options(output))
+    if staging is not None:
+        for name in (name for name, rows in parts if rows):
+            (staging / name).rename(Path(output, name))
     store = open_store(output)
     actions: list[AddAction | RemoveAction] = [
         added(DataFile(name, store.size(name) or 0, rows)) for name, rows in parts if rows
@@ -174,16 +171,6 @@ def _header(projection: Projection) -> bytes:
     return text.getvalue().encode()
 
 
-def _replace(output: Path, write: Callable[[BinaryIO], None]) -> None:
-    unfinished = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
-    try:
-        with unfinished.open("wb") as whole:
-            write(whole)
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def _join_csv(parts: Iterable[Path], header: bytes, whole: BinaryIO) -> None:
     whole.write(header)
     for part in parts:
@@ -199,14 +186,3 @@ def _join_parquet(parts: Iterable[Path], output: BinaryIO) -> None:
                 for batch in file.iter_batches():
                     whole.write_batch(batch)
             part.unlink()
-
-
-def _commit_delta(parts: Sequence[tuple[str, int]], staging: Path, output: Path) -> None:
-    """Move the parts into the table's directory, and replace the table's content by them in one commit."""
-    table = DeltaTable.create(output, SCHEMA, mode="ignore")
-    actions: list[AddAction | RemoveAction] = []
-    for name, rows in parts:
-        if rows:
-            target = (staging / name).rename(output / name)
-            actions.append(added(DataFile(name, target.stat().st_size, rows)))
-    table.create_write_transaction(actions, "overwrite", table.schema())

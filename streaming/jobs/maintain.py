@@ -69,7 +69,6 @@ def maintain(settings: Settings, *, retention_hours: int = RETENTION_HOURS) -> M
     """Complete decided batches; compact, checkpoint and vacuum every table of the home; delete old decisions.
 
     Args:
-        settings: of the home.
         retention_hours: how long to keep files that a table no longer refers to; at least MIN_RETENTION_HOURS.
 
     Raises:

@@ -47,7 +47,6 @@ class ReplayOptions:
 
     Attributes:
         reason: of the quarantine; by default any.
-        limit: the maximum number of rows.
         again: whether to include rows that have been replayed before.
     """
 
@@ -74,11 +73,7 @@ class ReplayReport:
 
 
 def count_selected(settings: Settings, options: ReplayOptions) -> dict[str, int]:
-    """Reason → rows that a replay would send, regardless of `limit`.
-
-    Raises:
-        ServiceError: there is no quarantine.
-    """
+    """Reason → rows that a replay would send, regardless of `limit`; raises ServiceError if there is no quarantine."""
     if not settings.place.has_table("quarantine"):
         raise NotFoundError(f"no quarantine in {settings.place.tables}: run `imagestream stream` first")
     sql = """
@@ -98,13 +93,7 @@ def replay(
     options: ReplayOptions,
     on_progress: Callable[[ReplayReport], None] = lambda _: None,
 ) -> ReplayReport:
-    """Publish quarantined messages again, each to its original topic, and mark them.
-
-    Args:
-        settings: of the home.
-        bootstrap_servers: Kafka's addresses.
-        options: which rows to replay.
-        on_progress: called after each file.
+    """Publish quarantined messages again, each to its original topic, and mark them; report progress after each file.
 
     Raises:
         ServiceError: there is no quarantine, another replay is running, or no broker answers; nothing was sent then.
@@ -165,9 +154,7 @@ def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, l
     """Set `replayed_at` of rows, in one commit.
 
     Args:
-        settings: of the home.
         identities: topic, partition and offset of the rows.
-        at: the new value.
         likely: the file in which they were last; if maintenance has merged it with others, all files are searched.
 
     Raises:

@@ -71,8 +71,6 @@ class Rescored:
     """The result of a run.
 
     Attributes:
-        version: of the model.
-        bundle_sha256: of the model.
         rows: answers that this run added.
         there_before: answers of this version that existed before.
         missing: predictions without stored features of this backbone, which were not rescored.
@@ -119,8 +117,6 @@ def rescore(
     """Score every message with stored features with model `version`, and add the answers to the table `rescored`.
 
     Args:
-        settings: of the home.
-        version: of the model.
         allow_missing: whether to continue if some predictions have no features.
         workers: the number of threads; by default one per core.
         on_rows: called with the number of rows read, repeatedly.
@@ -149,16 +145,11 @@ def rescore(
 
 
 def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_missing: bool) -> int:
-    """Check that a version can rescore the stored features.
+    """Check that a version can rescore the stored features; return the number of predictions without features.
 
     Args:
-        settings: of the home.
-        bundle: of the version.
         version: of the model, for errors.
         allow_missing: whether some predictions may have no features.
-
-    Returns:
-        The number of predictions without features.
 
     Raises:
         ServiceError: see `rescore`.

@@ -58,7 +58,6 @@ class Resender:
     """Sends rows, with at most IN_FLIGHT_BYTES in flight, and collects the results.
 
     Args:
-        bootstrap_servers: Kafka's addresses.
         client: security arguments from `kafka_security.client_arguments`.
 
     Attributes:

@@ -80,10 +80,7 @@ def replace_files(
     """Replace files by others in one commit.
 
     Args:
-        log: of the table.
         number: `log.next_rewrite()` of the version that `removes` are from.
-        removes: the files to remove.
-        adds: the files to add.
         data_change: False if the rows are the same as before.
 
     Returns:
@@ -104,21 +101,14 @@ def replace_files(
 
 
 def write_copy(
-    place: str,
-    files: Sequence[LiveFile],
-    schema: pa.Schema,
-    change: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+    place: str, files: Sequence[LiveFile], schema: pa.Schema, change: Callable[[pa.Table], pa.Table] = lambda rows: rows
 ) -> AddAction:
-    """Write a new file with the rows of files of one partition, next to the first of them.
+    """Write a new file with the rows of files of one partition, next to the first of them; return its log action.
 
     Args:
         place: of the table, a path or a URI.
         files: of one partition.
-        schema: of the new file.
         change: called with some of the rows at a time; returns the rows to write.
-
-    Returns:
-        The log action that adds the file.
 
     Raises:
         ServiceError: a file cannot be read, or there are no rows to write.

@@ -11,12 +11,7 @@ Names, Params and persistence follow Spark ML; results are those of the stream, 
 from streaming.ml.classifiers import BundleScorer
 from streaming.ml.cnn_classifier import DistributedCNNClassifier
 from streaming.ml.featurizer import DeepImageFeaturizer
-from streaming.ml.projections import (
-    ImagePCA,
-    ImagePCAModel,
-    SparseRandomProjection,
-    SparseRandomProjectionModel,
-)
+from streaming.ml.projections import ImagePCA, ImagePCAModel, SparseRandomProjection, SparseRandomProjectionModel
 
 __all__ = [
     "BundleScorer",

@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
 from pyspark.ml import Transformer
+from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.param import TypeConverters
 from pyspark.ml.param.shared import HasInputCol, HasLabelCol, HasPredictionCol, HasProbabilityCol
 from pyspark.sql import Column, DataFrame
@@ -18,19 +19,19 @@ from pyspark.sql.types import DoubleType, StringType, StructType
 
 from models.bundle import MANIFEST, Bundle, parse_manifest, read_bundle
 from models.scorer import check_golden, load_head, load_scorer
-from streaming.errors import ConfigurationError, DataError
+from streaming.errors import ConfigurationError
 from streaming.images.ml_worker import RESULT_DDL, from_features, from_images
 from streaming.images.model_cache import cached_model
 from streaming.ml.columns import (
+    FEATURES,
+    IMAGES,
     as_floats,
     as_vector,
     check_input,
     check_outputs,
     column,
     computed,
-    is_features,
     is_image,
-    vector_type,
 )
 from streaming.ml.params import FromImages, given, input_of, param
 from streaming.ml.storage import StoredStage
@@ -65,9 +66,7 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
         TypeConverters.toString,
     )
     predictedLabelCol = param(
-        "predictedLabelCol",
-        "name of the column of predicted class names",
-        TypeConverters.toString,
+        "predictedLabelCol", "name of the column of predicted class names", TypeConverters.toString
     )
 
     def __init__(
@@ -82,21 +81,11 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
         reasonCol: str | None = None,
         handleInvalid: str | None = None,
     ) -> None:
+        named = given(locals())
         super().__init__()
         self._setDefault(probabilityCol="probability", predictionCol="prediction", predictedLabelCol="predictedLabel")
         self._held: tuple[str | None, Bundle] | None = None
-        self._set(
-            **given(
-                inputCol=inputCol,
-                bundle=bundle,
-                probabilityCol=probabilityCol,
-                predictionCol=predictionCol,
-                labelCol=labelCol,
-                predictedLabelCol=predictedLabelCol,
-                reasonCol=reasonCol,
-                handleInvalid=handleInvalid,
-            )
-        )
+        self._set(**named)
 
     @classmethod
     def of(cls, bundle: Bundle) -> Self:
@@ -104,10 +93,6 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
         stage = cls()
         stage._held = (None, bundle)
         return stage
-
-    def setParams(self, **params: Any) -> Self:
-        """Set Params by name, like the constructor."""
-        return self._set(**given(**params))
 
     def getPredictedLabelCol(self) -> str:
         """Return the name of the column of predicted class names."""
@@ -137,18 +122,13 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
             ServiceError: the input column is missing or of another type, or an output column already exists.
         """
         stage, name = type(self).__name__, input_of(self)
-        kind = check_input(stage, schema, name)
-        if not is_image(kind) and not is_features(kind):
-            raise DataError(
-                f"{stage}: column {name!r} should contain images (encoded bytes, or what spark.read.format('image') "
-                f"gives) or features (vectors, or arrays of float or double), got {kind.simpleString()}"
-            )
+        check_input(stage, schema, name, IMAGES, FEATURES)
         reason = self.getReasonCol()
         answer = self._names_column(schema)
         names = [self.getProbabilityCol(), self.getPredictionCol(), answer, *([reason] if reason else [])]
         check_outputs(stage, schema, names)
         result = StructType(list(schema.fields))
-        for name, field in zip(names, (vector_type(), DoubleType(), StringType(), StringType()), strict=False):
+        for name, field in zip(names, (VectorUDT(), DoubleType(), StringType(), StringType()), strict=False):
             result.add(name, field)
         return result
 

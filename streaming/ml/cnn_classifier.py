@@ -1,9 +1,8 @@
 """`DistributedCNNClassifier`: a Spark ML Estimator that trains a CNN on Spark's workers."""
 
-# ruff: noqa: N802, N803, N815  Spark ML's way of naming
+# ruff: noqa: N803, N815  Spark ML's way of naming
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
 
 from pyspark.ml import Estimator
 from pyspark.ml.param import TypeConverters
@@ -18,10 +17,9 @@ from models.decode import BadImage, decode
 from streaming.distributed.network import quiet_tensorflow
 from streaming.distributed.options import TrainerOptions
 from streaming.distributed.trainer import DistributedTrainer
-from streaming.errors import DataError
 from streaming.ml.classifiers import BundleScorer
 from streaming.ml.columns import check_input
-from streaming.ml.params import given, input_of, param
+from streaming.ml.params import KeywordParams, given, input_of, param
 from streaming.training.train_cnn import as_bundle
 
 DEFAULTS = TrainerOptions()
@@ -35,6 +33,7 @@ class DistributedCNNClassifier(
     HasProbabilityCol,
     HasPredictionCol,
     HasSeed,
+    KeywordParams,
     DefaultParamsReadable["DistributedCNNClassifier"],
     DefaultParamsWritable,
 ):
@@ -75,7 +74,7 @@ class DistributedCNNClassifier(
         learningRate: float | None = None,
         seed: int | None = None,
     ) -> None:
-        named = {name: value for name, value in locals().items() if name not in {"self", "__class__"}}
+        named = given(locals())
         super().__init__()
         self._setDefault(
             labelCol="label",
@@ -88,11 +87,7 @@ class DistributedCNNClassifier(
             learningRate=DEFAULTS.learning_rate,
             seed=DEFAULTS.seed,
         )
-        self._set(**given(**named))
-
-    def setParams(self, **params: Any) -> Self:
-        """Set Params by name, like the constructor."""
-        return self._set(**given(**params))
+        self._set(**named)
 
     def _fit(self, dataset: DataFrame) -> BundleScorer:
         rows = self._rows(dataset).persist()
@@ -103,11 +98,8 @@ class DistributedCNNClassifier(
 
     def _rows(self, dataset: DataFrame) -> DataFrame:
         images, label, stage = input_of(self), self.getLabelCol(), type(self).__name__
-        wanted = ((images, BinaryType(), "encoded images"), (label, StringType(), "names of classes"))
-        for name, kind, what in wanted:
-            found = check_input(stage, dataset.schema, name)
-            if found != kind:
-                raise DataError(f"{stage}: column {name!r} should contain {what}, got {found.simpleString()}")
+        check_input(stage, dataset.schema, images, ("encoded images", BinaryType().__eq__))
+        check_input(stage, dataset.schema, label, ("names of classes", StringType().__eq__))
         whole = dataset.where(F.col(label).isNotNull() & F.col(images).isNotNull())
         image_id = F.sha2(images, 256)
         return whole.select(

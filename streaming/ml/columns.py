@@ -27,29 +27,8 @@ def column(name: str) -> Column:
     return F.col("`" + name.replace("`", "``") + "`")
 
 
-def check_input(stage: str, schema: StructType, name: str) -> DataType:
-    """Return the type of the column `name`.
-
-    Args:
-        stage: the stage's name, for messages.
-        schema: the schema of the input.
-        name: name of the column.
-
-    Raises:
-        ServiceError: there is no such column.
-    """
-    if name not in schema.names:
-        raise DataError(f"{stage}: there is no column {name!r}: expected one of {', '.join(schema.names)}")
-    return schema[name].dataType
-
-
 def check_outputs(stage: str, schema: StructType, names: list[str]) -> None:
-    """Check that output columns do not exist yet and are distinct.
-
-    Args:
-        stage: the stage's name, for messages.
-        schema: the schema of the input.
-        names: names of the output columns.
+    """Check that output columns do not exist yet and are distinct; `stage` is its name, for messages.
 
     Raises:
         ServiceError: they are not.
@@ -71,37 +50,28 @@ def is_features(kind: DataType) -> bool:
     return numbers or isinstance(kind, VectorUDT)
 
 
-def check_image(stage: str, schema: StructType, name: str) -> None:
-    """Raise a ServiceError unless the column `name` contains images.
+Kind = tuple[str, Callable[[DataType], bool]]  # what a column should contain, and whether its type does
+IMAGES: Kind = ("images (encoded bytes, or what spark.read.format('image') gives)", is_image)
+FEATURES: Kind = ("features (vectors, or arrays of float or double)", is_features)
+
+
+def check_input(stage: str, schema: StructType, name: str, *kinds: Kind) -> DataType:
+    """Return the type of the column `name`.
 
     Args:
         stage: the stage's name, for messages.
-        schema: the schema of the input.
-        name: name of the column.
+        kinds: what the column may contain.
+
+    Raises:
+        ServiceError: there is no such column, or it contains something else.
     """
-    kind = check_input(stage, schema, name)
-    if not is_image(kind):
-        raise DataError(
-            f"{stage}: column {name!r} should contain images (encoded bytes, or what spark.read.format('image') "
-            f"gives), "
-            f"got {kind.simpleString()}"
-        )
-
-
-def check_features(stage: str, schema: StructType, name: str) -> None:
-    """Raise a ServiceError unless the column `name` contains features.
-
-    Args:
-        stage: the stage's name, for messages.
-        schema: the schema of the input.
-        name: name of the column.
-    """
-    kind = check_input(stage, schema, name)
-    if not is_features(kind):
-        raise DataError(
-            f"{stage}: column {name!r} should contain features (vectors, or arrays of float or double), "
-            f"got {kind.simpleString()}"
-        )
+    if name not in schema.names:
+        raise DataError(f"{stage}: there is no column {name!r}: expected one of {', '.join(schema.names)}")
+    found = schema[name].dataType
+    if not any(fits(found) for _, fits in kinds):
+        expected = " or ".join(text for text, _ in kinds)
+        raise DataError(f"{stage}: column {name!r} should contain {expected}, got {found.simpleString()}")
+    return found
 
 
 def as_floats(values: Column, kind: DataType) -> Column:
@@ -123,14 +93,8 @@ def computed(function: Callable[[Iterator[Any]], Iterator[Any]], values: Column,
 
     Args:
         function: the function, with the type hints that Spark reads.
-        values: the column.
         result_ddl: DDL type of the result.
     """
     make: Any = arrow_udf  # its overloads do not cover type hints
     result: Column = make(function, result_ddl).asNondeterministic()(values)
     return result
-
-
-def vector_type() -> DataType:
-    """Return the type of Spark ML's vectors."""
-    return VectorUDT()

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 from pyspark.ml import Transformer
+from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.param import TypeConverters
 from pyspark.ml.param.shared import HasInputCol, HasOutputCol
 from pyspark.sql import DataFrame
@@ -22,7 +23,7 @@ from models.engine import LiteRTEngine
 from streaming.errors import ConfigurationError
 from streaming.images.ml_worker import RESULT_DDL, from_images
 from streaming.images.model_cache import cached_model
-from streaming.ml.columns import as_vector, check_image, check_outputs, column, computed, vector_type
+from streaming.ml.columns import IMAGES, as_vector, check_input, check_outputs, column, computed
 from streaming.ml.params import FromImages, given, input_of, param
 from streaming.ml.storage import StoredStage
 from streaming.settings import read_settings
@@ -70,20 +71,14 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
         f"name of the backbone: {', '.join(BACKBONES)}, or its name in Keras, such as InceptionV3",
         TypeConverters.toString,
     )
-    weights = param(
-        "weights",
-        "weights: imagenet, random, or a weights file saved by Keras",
-        TypeConverters.toString,
-    )
+    weights = param("weights", "weights: imagenet, random, or a weights file saved by Keras", TypeConverters.toString)
     output = param(
         "output",
         "output: pooled (channel means of the last feature map) or flat (all its values)",
         TypeConverters.toString,
     )
     inputSize = param(
-        "inputSize",
-        "input size [height, width] in pixels; the backbone's own if not set",
-        TypeConverters.toListInt,
+        "inputSize", "input size [height, width] in pixels; the backbone's own if not set", TypeConverters.toListInt
     )
     cacheDir = param(
         "cacheDir",
@@ -104,26 +99,11 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
         handleInvalid: str | None = None,
         cacheDir: str | None = None,
     ) -> None:
+        named = given(locals())
         super().__init__()
         self._setDefault(weights="imagenet", output="pooled")
         self._flatbuffer: _Flatbuffer | None = None
-        self._set(
-            **given(
-                inputCol=inputCol,
-                outputCol=outputCol,
-                modelName=modelName,
-                weights=weights,
-                output=output,
-                inputSize=inputSize,
-                reasonCol=reasonCol,
-                handleInvalid=handleInvalid,
-                cacheDir=cacheDir,
-            )
-        )
-
-    def setParams(self, **params: Any) -> Self:
-        """Set Params by name, like the constructor."""
-        return self._set(**given(**params))
+        self._set(**named)
 
     def spec(self) -> BackboneSpec:
         """Return the specification of the backbone; its `n_features` is the length of the vectors.
@@ -145,10 +125,10 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
             ServiceError: the input column is missing or contains no images, or an output column already exists.
         """
         stage = type(self).__name__
-        check_image(stage, schema, input_of(self))
+        check_input(stage, schema, input_of(self), IMAGES)
         reason = self.getReasonCol()
         check_outputs(stage, schema, [self.getOutputCol(), *([reason] if reason else [])])
-        result = StructType(list(schema.fields)).add(self.getOutputCol(), vector_type())
+        result = StructType(list(schema.fields)).add(self.getOutputCol(), VectorUDT())
         return result.add(reason, StringType()) if reason else result
 
     def _transform(self, dataset: DataFrame) -> DataFrame:

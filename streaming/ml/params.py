@@ -2,7 +2,7 @@
 
 # ruff: noqa: N802, N815  Spark ML's way of naming
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasInputCol
@@ -15,34 +15,32 @@ Value = TypeVar("Value")
 KEEP, SKIP = "keep", "skip"
 
 
-def given(**params: Any) -> dict[str, Any]:
-    """Return the Params that are not None: Spark ML cannot load a stage with a Param set to None."""
-    return {name: value for name, value in params.items() if value is not None}
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the Params among a constructor's `locals()`, without None, with which Spark ML cannot load a stage."""
+    return {name: value for name, value in arguments.items() if value is not None and name not in {"self", "__class__"}}
+
+
+class KeywordParams(Params):
+    """Base of stages whose Params can be set by keywords."""
+
+    def setParams(self, **params: Any) -> Self:
+        """Set Params by name, like the constructor."""
+        return self._set(**given(params))
 
 
 def param(name: str, doc: str, converter: Callable[[Any], Value]) -> Param[Value]:
-    """Return a Param of the class that it is assigned in, declared as in Spark ML's own stages.
-
-    Args:
-        name: name of the Param.
-        doc: its description.
-        converter: converts a value to its type.
-    """
+    """Return a Param of the class that it is assigned in, declared as in Spark ML's own stages."""
     return Param(Params._dummy(), name, doc, converter)
 
 
 def input_of(stage: HasInputCol) -> str:
-    """Return the name of a stage's input column.
-
-    Raises:
-        ServiceError: it is not set.
-    """
+    """Return the name of a stage's input column; raises ServiceError if it is not set."""
     if not stage.isDefined(stage.inputCol):
         raise ConfigurationError(f"{type(stage).__name__} needs an inputCol: the name of the column to read")
     return stage.getInputCol()
 
 
-class FromImages(Params):
+class FromImages(KeywordParams):
     """Params of stages that may have no result for a row: how such rows are handled, and the column of reasons."""
 
     reasonCol = param(
@@ -75,7 +73,6 @@ class FromImages(Params):
         """Add a column for each of `results`, and the column of reasons.
 
         Args:
-            rows: the rows.
             computed: a struct of `streaming.images.ml_worker.RESULT_DDL`.
             results: name of a column → function from array<float> to its value.
         """

@@ -3,10 +3,11 @@
 # ruff: noqa: N802, N803, N815  Spark ML's way of naming
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
 from pyspark.ml import Estimator, Model
+from pyspark.ml.linalg import VectorUDT
 from pyspark.ml.param import TypeConverters
 from pyspark.ml.param.shared import HasInputCol, HasOutputCol, HasSeed
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
@@ -20,20 +21,16 @@ from models.projection import Projection, check_pca_memory, fit_pca, projection_
 from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
 from streaming.errors import ConfigurationError, DataError
 from streaming.images.ml_worker import from_features
-from streaming.ml.columns import as_floats, as_vector, check_features, check_outputs, column, computed, vector_type
-from streaming.ml.params import given, input_of, param
+from streaming.ml.columns import FEATURES, as_floats, as_vector, check_input, check_outputs, column, computed
+from streaming.ml.params import KeywordParams, given, input_of, param
 from streaming.ml.storage import StoredStage
 from streaming.training.accumulators import gram_sums
 
 STAGE_FILE = "projection.json"
 
 
-class _FeaturesToFeatures(HasInputCol, HasOutputCol):
+class _FeaturesToFeatures(HasInputCol, HasOutputCol, KeywordParams):
     """Base of stages from vectors or arrays of numbers to vectors; null stays null."""
-
-    def setParams(self, **params: Any) -> Self:
-        """Set Params by name, like the constructor."""
-        return self._set(**given(**params))
 
     def transformSchema(self, schema: StructType) -> StructType:
         """Return the schema of the output of `transform`.
@@ -42,9 +39,9 @@ class _FeaturesToFeatures(HasInputCol, HasOutputCol):
             ServiceError: the input column is missing or contains no features, or the output column already exists.
         """
         stage = type(self).__name__
-        check_features(stage, schema, input_of(self))
+        check_input(stage, schema, input_of(self), FEATURES)
         check_outputs(stage, schema, [self.getOutputCol()])
-        return StructType(list(schema.fields)).add(self.getOutputCol(), vector_type())
+        return StructType(list(schema.fields)).add(self.getOutputCol(), VectorUDT())
 
     def _rows_to_fit(self, dataset: DataFrame) -> DataFrame:
         """Return the rows with features as the column `features` (array<float>)."""
@@ -101,11 +98,7 @@ class _PCAParams(_FeaturesToFeatures):
         "fraction of the variance that the components must explain, above 0 and at most 1; ignored if k is set",
         TypeConverters.toFloat,
     )
-    k = param(
-        "k",
-        "number of components; determined by explainedVariance if not set",
-        TypeConverters.toInt,
-    )
+    k = param("k", "number of components; determined by explainedVariance if not set", TypeConverters.toInt)
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,8 +117,7 @@ class ImagePCA(Estimator[ImagePCAModel], _PCAParams, DefaultParamsReadable["Imag
     """Exact principal components from one pass over the data; see `models.projection`.
 
     Reads `inputCol` (vectors or arrays of D numbers; null rows are skipped) and writes `outputCol` (vectors of K
-    numbers).
-    The driver receives D² sums, regardless of the number of rows.
+    numbers). The driver receives D² sums, regardless of the number of rows.
 
     Example:
         ImagePCA(inputCol="features", outputCol="pca", explainedVariance=0.9).fit(rows).transform(rows)
@@ -139,8 +131,9 @@ class ImagePCA(Estimator[ImagePCAModel], _PCAParams, DefaultParamsReadable["Imag
         explainedVariance: float | None = None,
         k: int | None = None,
     ) -> None:
+        named = given(locals())
         super().__init__()
-        self._set(**given(inputCol=inputCol, outputCol=outputCol, explainedVariance=explainedVariance, k=k))
+        self._set(**named)
 
     def _fit(self, dataset: DataFrame) -> ImagePCAModel:
         rows = self._rows_to_fit(dataset)
@@ -159,11 +152,7 @@ class _RandomParams(_FeaturesToFeatures, HasSeed):
         "rows",
         TypeConverters.toFloat,
     )
-    k = param(
-        "k",
-        "number of columns; determined by eps if not set",
-        TypeConverters.toInt,
-    )
+    k = param("k", "number of columns; determined by eps if not set", TypeConverters.toInt)
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,8 +191,9 @@ class SparseRandomProjection(
         k: int | None = None,
         seed: int | None = None,
     ) -> None:
+        named = given(locals())
         super().__init__()
-        self._set(**given(inputCol=inputCol, outputCol=outputCol, eps=eps, k=k, seed=seed))
+        self._set(**named)
 
     def _fit(self, dataset: DataFrame) -> SparseRandomProjectionModel:
         rows = self._rows_to_fit(dataset)

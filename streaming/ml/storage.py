@@ -61,11 +61,6 @@ class StageWriter(MLWriter):
         self.sparkSession.createDataFrame(table).coalesce(1).write.parquet(f"{path}/data")
 
 
-def _restore_uid(stage: Params, uid: str) -> None:
-    """Give a loaded stage its saved id, as pyspark's own readers do; there is no public method for it."""
-    stage._resetUid(uid)
-
-
 class StageReader(MLReader[Stored], Generic[Stored]):
     """Reads a saved stage and verifies its hashes."""
 
@@ -74,18 +69,14 @@ class StageReader(MLReader[Stored], Generic[Stored]):
         self._cls = cls
 
     def load(self, path: str) -> Stored:
-        """Load the stage saved under `path`.
-
-        Raises:
-            ServiceError: it is another kind of stage, or was modified.
-        """
+        """Load the stage saved under `path`; raises ServiceError if it is another kind of stage, or was modified."""
         try:
             metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
             expected = f"{self._cls.__module__}.{self._cls.__name__}"
             if metadata["class"] != expected:
                 raise DataError(f"{path}: expected a saved {expected}, got {metadata['class']}")
             stage = self._cls.from_files(self._read_files(path, metadata["files"]))
-            _restore_uid(stage, metadata["uid"])
+            stage._resetUid(metadata["uid"])  # as pyspark's own readers do; there is no public method for it
             DefaultParamsReader.getAndSetParams(stage, metadata)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path} is not a saved {self._cls.__name__}: {error}") from error

@@ -70,10 +70,7 @@ class Schema:
             raise RecordError(f"expected an Avro schema of a record: {_short(error)}") from error
 
     def read(self, data: bytes, start: int = 0) -> Any:
-        """Decode the record from `start` to the end of `data`.
-
-        Returns:
-            Field → value.
+        """Decode the record from `start` to the end of `data`: field → value.
 
         Raises:
             RecordError: it does not match this schema, or has too many values.
@@ -160,12 +157,9 @@ class _Source:
 
 
 class _Extent:
-    """Counts the values that a schema describes, with one element per array or map.
+    """Counts the values that a schema describes, with one element per array or map; `named`: full name → type.
 
     Every type must take at least one byte, so that the size of a record limits the number of its values.
-
-    Args:
-        named: full name → type.
     """
 
     def __init__(self, named: dict[str, Any]) -> None:

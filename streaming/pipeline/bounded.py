@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from streaming.pipeline.decisions import OffsetRange, TopicPartition
 from streaming.platform.bounded_reader import BoundedReader, Record
-from streaming.storage.json_file import write_json
+from streaming.storage.atomic_file import write_json
 
 TRIES = 2
 ROWS_AT_ONCE = 256
@@ -101,7 +101,6 @@ def read_bounded(
     """The messages of offset ranges.
 
     Args:
-        reader: of the broker.
         ranges: topics by their names in the tables.
         kafka_names: topic in the tables → topic in Kafka.
     """

@@ -96,12 +96,9 @@ class BatchCommitter:
 
     Args:
         models: the champion and the challenger.
-        tables: the tables to commit to.
-        decisions: the decisions of this stream.
         take_snapshot: asks Kafka, in the background, for the state of the topics after a batch was read.
         store_features: whether to fill the table `features`.
         payload: the envelope around each image.
-        limits: of the images.
         answers: sends the answers, if there is an answers topic.
         on_batch: called with every committed micro-batch.
         on_step: called with the name of each of `STEPS` and `ANSWER_STEPS` when it is done.
@@ -145,7 +142,6 @@ class BatchCommitter:
 
         Args:
             messages: from Spark, or from a `BoundedReader`, whose messages are scored in this process.
-            ranges: the offsets of the batch.
 
         Raises:
             LostDecisionError: another driver decided the batch; no table has a row of this attempt.

@@ -180,7 +180,6 @@ def parse_object(data: bytes, name: str, kind: str, formats: Sequence[int], type
         name: the object's name in errors.
         kind: what it is, in errors, e.g. `decision`.
         formats: the accepted values of its field `format`.
-        type_: of the dataclass.
 
     Raises:
         ServiceError: it is damaged, or in another format; the message names the object and the problem.
@@ -288,7 +287,6 @@ class Decisions:
     """The decisions of one stream.
 
     Args:
-        store: of the home.
         stream: the stream's name.
     """
 
@@ -316,16 +314,12 @@ class Decisions:
         return self._store.create(self._key(decision.number), decision.to_json())
 
     def prune(self, newest: int, keep: int = KEPT, kept_for: timedelta = KEPT_FOR) -> int:
-        """Delete old decisions of complete batches.
+        """Delete old decisions of complete batches, and return their number.
 
         Args:
             newest: the number of the newest batch in the table `batches`. Its decision is always kept, so that a driver
                 that finds its own number there can be sure that it is the batch that it decided.
-            keep: the number of decisions to keep.
             kept_for: the minimum age of a deleted decision.
-
-        Returns:
-            The number of deleted decisions.
         """
         last, before = newest - max(1, keep), datetime.now(UTC) - kept_for
         old = [

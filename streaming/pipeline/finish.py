@@ -62,8 +62,6 @@ def apply(
     """Complete a decided batch.
 
     Args:
-        decision: the batch.
-        tables: to commit to.
         fresh: whether this process has just decided the batch, so that its files need no check.
         answers: sends the answers; required if the decision has any.
         on_step: called with the name of each table when it has its files, and, from another thread, with "send" and
@@ -110,16 +108,11 @@ def apply(
 def finish_decided(
     settings: Settings, stream: str, tables: Tables, answers: AnswersTopic | None = None
 ) -> Positions | None:
-    """Complete every decided batch.
+    """Complete every decided batch; return the stream's positions afterwards, None before its first start.
 
     Args:
-        settings: of the home.
         stream: the stream's name.
-        tables: to commit to.
         answers: kept open by the caller; by default, one is opened and closed here.
-
-    Returns:
-        The positions of the stream afterwards; None before its first start.
 
     Raises:
         ServiceError: a decision is damaged, does not continue the previous batch, or lacks files; tables, `batches` and

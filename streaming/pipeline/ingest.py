@@ -36,9 +36,6 @@ def read_topics(
     """The topics as a streaming DataFrame of `INPUT_COLUMNS`.
 
     Args:
-        spark: the session.
-        bootstrap_servers: Kafka's addresses.
-        subscription: the topics.
         images_per_batch: the maximum number of messages in a micro-batch.
         starting_offsets: where to begin, as Spark's JSON.
         isolation: `read_committed` or `read_uncommitted`.

@@ -184,10 +184,8 @@ class MetricsServer:
     """Serves `/metrics`, and health checks at paths such as `/livez`: 200 or 503 with `{"healthy": …, "reason": …}`.
 
     Args:
-        metrics: to serve.
         checks: path → check.
         port: 0 for a free one.
-        host: the address to listen on.
 
     Raises:
         ServiceError: the address or port cannot be used.

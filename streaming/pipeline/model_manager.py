@@ -38,9 +38,7 @@ class ModelManager:
 
     Args:
         spark: the session that broadcasts bundles.
-        registry: with the aliases.
         on_refused: called with the number of a rejected version and the reason.
-        engines: choose the inference engine of each model.
 
     Raises:
         ServiceError: there is no champion.

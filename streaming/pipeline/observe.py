@@ -144,8 +144,6 @@ class Observer:
     state are known even if there are no micro-batches.
 
     Args:
-        settings: of the stream.
-        bootstrap_servers: Kafka's addresses.
         log: from `open_log`; None logs nothing.
         metrics_port: the port for /metrics, /livez and /readyz, 0 for a free one; None serves nothing.
         host: the address to serve them at, by default loopback.

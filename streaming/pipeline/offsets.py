@@ -57,7 +57,6 @@ class TopicOffsets:
     """Fetches the offsets of topics over one connection, which is kept open.
 
     Args:
-        bootstrap_servers: Kafka's addresses.
         topics: names in Kafka.
         client: security arguments from `kafka_security.client_arguments`.
         isolation: `read_committed` or `read_uncommitted`.

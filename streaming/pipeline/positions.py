@@ -221,10 +221,7 @@ def _stream_positions(settings: Settings) -> Positions:
 
 
 def check_not_shared(settings: Settings, topics: Collection[str]) -> None:
-    """Reject topics that another stream of the home reads: their messages would have two rows.
-
-    Args:
-        topics: names in Kafka.
+    """Reject topics (names in Kafka) that another stream of the home reads: their messages would have two rows.
 
     Raises:
         ServiceError: another stream reads one of them; the error names it.
@@ -300,10 +297,7 @@ class OffsetPlan:
         return {name: (self._in_kafka[name], known) for name, known in self.topics.items()}
 
     def check(self, ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
-        """Reject a micro-batch that does not begin where it must.
-
-        Returns:
-            The ranges that it skips with the user's consent.
+        """Reject a micro-batch that does not begin where it must; return the ranges skipped with the user's consent.
 
         Raises:
             TopicAppearedError: it has messages of a topic that is not in the plan.
@@ -341,7 +335,6 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> OffsetPlan
     """The plan of one topic, from the stream's positions and from what Kafka has.
 
     Args:
-        positions: of the stream.
         topic: as Kafka describes it.
         accept: what the user has agreed to.
 

@@ -212,10 +212,7 @@ def score_partition(
         raise ModelError(f"model version {task.model.version} has not reached the worker")
     _Worker.challenger = _load(_Worker.challenger, task.challenger, task.challenger_engine, challenger, task.limits)
     clock = report.timed("load", clock)
-    with (
-        FileSink(task.quarantine_dir, QUARANTINE) as quarantine,
-        FileSink(task.features_dir, FEATURES) as features,
-    ):
+    with FileSink(task.quarantine_dir, QUARANTINE) as quarantine, FileSink(task.features_dir, FEATURES) as features:
         drift = DriftSums.empty(loaded.reference.components) if loaded.reference else None
         counter = ReadCounter()
         one_pass = _Pass(task, loaded, _Worker.challenger, report, counter, quarantine, features, drift, refused)

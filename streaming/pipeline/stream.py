@@ -147,7 +147,6 @@ def run_stream(
         settings: their topic is the name of the stream.
         bootstrap_servers: Kafka's addresses, `HOST:PORT` separated by commas.
         options: what to read, and in which batches.
-        events: callbacks.
 
     Raises:
         ServiceError: another process runs this stream, another stream of the home reads one of its topics, no broker

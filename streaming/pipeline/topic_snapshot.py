@@ -18,7 +18,6 @@ class SnapshotReader:
     """Fetches topic ids and log starts from Kafka in a background thread, over one connection that is kept open.
 
     Args:
-        bootstrap_servers: Kafka's addresses.
         client: security arguments from `kafka_security.client_arguments`.
     """
 

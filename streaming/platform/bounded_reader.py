@@ -67,7 +67,6 @@ class BoundedReader:
     """Reads ranges of offsets over one connection that is kept open.
 
     Args:
-        bootstrap_servers: Kafka's addresses.
         client: security arguments from `kafka_security.client_arguments`.
         committed: whether to leave out messages of aborted transactions, and to wait for open ones.
 

@@ -23,8 +23,8 @@ from streaming.platform.java import find_java
 from streaming.platform.kafka_node import CONFIG_NAME, HOST, LOG_NAME, KafkaNode, free_port
 from streaming.platform.scratch import use_scratch
 from streaming.settings import Settings
+from streaming.storage.atomic_file import write_json
 from streaming.storage.home import lock, make_dir
-from streaming.storage.json_file import write_json
 
 DEFAULT_PORT = 9092
 COMMAND_TIMEOUT_S = 2.0  # on a busy machine, a new process may not show its command yet
@@ -80,16 +80,12 @@ def remembered_port(settings: Settings) -> int | None:
 def start_broker(
     settings: Settings, port: int | None = None, *, timeout_s: float = 90, on_progress: Progress | None = None
 ) -> tuple[BrokerState, bool]:
-    """Start the home's broker, and wait until it answers.
+    """Start the home's broker, and wait until it answers; return its state, and False if it was already running.
 
     Args:
-        settings: of the home.
         port: the port to listen on; by default the last one or 9092, or a free one if that is taken.
         timeout_s: how long to wait for an answer.
         on_progress: called for the jars that are fetched, if any are missing.
-
-    Returns:
-        The broker's state, and False if it was already running.
 
     Raises:
         ServiceError: Java or jars are missing, the requested port is taken, or the broker ended or did not answer.
@@ -110,7 +106,8 @@ def start_broker(
         kafka.format_storage()
         process = kafka.launch()
         state = BrokerState(port, process.pid)
-        _write_state(settings, state)  # before it is ready, so that an interrupted start can be stopped
+        # Before it is ready, so that an interrupted start can be stopped.
+        write_json(directory / "broker.json", asdict(state))
         try:
             kafka.await_ready(process, timeout_s)
         except BaseException:  # including KeyboardInterrupt: do not leave a process that is not ready
@@ -136,11 +133,7 @@ def stop_broker(settings: Settings, timeout_s: float = STOP_TIMEOUT_S) -> bool:
 
 
 def log_file(settings: Settings) -> Path:
-    """The log of the home's broker.
-
-    Raises:
-        ServiceError: there is none, since the broker has never been started.
-    """
+    """The log of the home's broker; raises ServiceError if there is none, since the broker has never been started."""
     path = settings.broker_dir / LOG_NAME
     if not path.is_file():
         raise NotFoundError(f"no log at {path}: the broker has not been started yet; run `imagestream broker start`")
@@ -198,10 +191,6 @@ def _read_state(settings: Settings) -> BrokerState | None:
         return BrokerState(**json.loads((settings.broker_dir / "broker.json").read_text()))
     except (OSError, ValueError, TypeError):  # never started, or damaged
         return None
-
-
-def _write_state(settings: Settings, state: BrokerState) -> None:
-    write_json(settings.broker_dir / "broker.json", asdict(state))
 
 
 def _choose_port(settings: Settings, port: int | None) -> int:

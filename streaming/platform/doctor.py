@@ -109,20 +109,22 @@ def check_environment(settings: Settings) -> Check:
     return Check("variables", f"ignored, another Spark's or Hadoop's: {', '.join(names)}" if names else "none ignored")
 
 
-def check_java(settings: Settings) -> Check:
+def _attempt(name: str, find: Callable[[], str], fix: str | None = None) -> Check:
+    """A check that passes unless a ServiceError is raised, whose hint is the fix if none is given."""
     try:
-        return Check("Java", str(find_java(settings.work_dir)))
+        return Check(name, find())
     except ServiceError as error:
-        return Check("Java", error.problem, error.hint)
+        return Check(name, error.problem, fix or error.hint)
+
+
+def check_java(settings: Settings) -> Check:
+    return _attempt("Java", lambda: str(find_java(settings.work_dir)))
 
 
 def check_work(settings: Settings) -> Check:
     """Check that the work folder of a home in a bucket can be written to."""
-    try:
-        make_dir(settings.work_dir)
-    except ServiceError as error:
-        return Check("work", error.problem, "set IMAGESTREAM_WORK to a writable folder")
-    return Check("work", f"{settings.work_dir} can be written")
+    fix = "set IMAGESTREAM_WORK to a writable folder"
+    return _attempt("work", lambda: f"{make_dir(settings.work_dir)} can be written", fix)
 
 
 def check_home(settings: Settings) -> Check:
@@ -219,10 +221,8 @@ def check_user(_settings: Settings) -> Check:
 
 
 def check_scratch(settings: Settings) -> Check:
-    try:
-        return Check("scratch", f"{use_scratch(settings.work_dir)} can be written, and libraries loaded from it")
-    except ServiceError as error:
-        return Check("scratch", error.problem, error.hint)
+    usable = "can be written, and libraries loaded from it"
+    return _attempt("scratch", lambda: f"{use_scratch(settings.work_dir)} {usable}")
 
 
 def check_disk(settings: Settings) -> Check:

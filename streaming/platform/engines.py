@@ -18,7 +18,7 @@ from models.engine_choice import Timed, compare_engines, engines_for, fastest
 from models.onnx_session import resolve_providers
 from models.scorer import golden_images
 from streaming.settings import Settings
-from streaming.storage.json_file import write_json
+from streaming.storage.atomic_file import write_json
 
 FILE = "engines.json"
 FASTEST = "the fastest that agrees"
@@ -31,10 +31,8 @@ class EngineChoice:
     """The engine that runs a network.
 
     Attributes:
-        engine: its name.
         providers: execution providers of ONNX Runtime.
         results: of the compared engines; None or empty if there was no choice.
-        why: the reason for the choice.
     """
 
     engine: EngineName

@@ -28,7 +28,6 @@ def executor_command(java: Path, spark_home: Path, variables: Mapping[str, str])
     """The command line of the executor's JVM.
 
     Args:
-        java: the executable.
         spark_home: the folder with Spark's `jars/`.
         variables: the environment of the container.
 

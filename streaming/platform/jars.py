@@ -76,7 +76,6 @@ def install_jars(jars_dir: Path, java: Path, on_progress: Progress | None = None
     A jar is moved into `jars_dir` only if its SHA-256 is the locked one, and by one process at a time.
 
     Args:
-        jars_dir: the folder of the jars.
         java: the executable that runs Ivy.
         on_progress: see `Progress`.
         verify: whether to check the hashes of existing jars, not only their sizes.
@@ -103,27 +102,20 @@ def install_jars(jars_dir: Path, java: Path, on_progress: Progress | None = None
             on_progress(0, len(wanted), REPLACED)
         wanted = _fetch(jars_dir, java, wanted, on_progress)
         if wanted:  # Ivy does not verify its cache
-            _drop_cached(jars_dir, wanted)
+            for cached in (cached for name in wanted for cached in (jars_dir / "ivy").rglob(Path(name).name)):
+                cached.unlink()
             wanted = _fetch(jars_dir, java, wanted, on_progress)
         for name, damage in wanted.items():
             raise DataError(f"{name}: {damage}: {_network_hint(jars_dir)}")
 
 
 def spark_jars(jars_dir: Path) -> list[Path]:
-    """The jars for `spark.jars`.
-
-    Raises:
-        ServiceError: a jar is missing, or does not have the locked size.
-    """
+    """The jars for `spark.jars`; raises ServiceError if a jar is missing, or does not have the locked size."""
     return _jars_of(SPARK, jars_dir)
 
 
 def broker_classpath(jars_dir: Path) -> str:
-    """The broker's class path.
-
-    Raises:
-        ServiceError: a jar is missing, or does not have the locked size.
-    """
+    """The broker's class path; raises ServiceError if a jar is missing, or does not have the locked size."""
     return os.pathsep.join(str(jar) for jar in _jars_of(BROKER, jars_dir))
 
 
@@ -177,12 +169,6 @@ def _fetch(jars_dir: Path, java: Path, wanted: dict[str, str], on_progress: Prog
             (jars_dir / jar.name).parent.mkdir(exist_ok=True)
             (fetched / jar.name).replace(jars_dir / jar.name)
     return left
-
-
-def _drop_cached(jars_dir: Path, names: Iterable[str]) -> None:
-    for name in names:
-        for cached in (jars_dir / "ivy").rglob(Path(name).name):
-            cached.unlink()
 
 
 def _retrieve(target: Path, ivy_dir: Path, java: Path, on_progress: Progress | None) -> None:

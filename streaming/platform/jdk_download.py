@@ -41,7 +41,11 @@ def download_jdk(version: str, target: Path, api: str = API) -> None:
     with TemporaryDirectory(dir=target) as scratch:
         archive = Path(scratch) / "archive"
         _fetch(package["link"], package["checksum"], archive)
-        _unpack(archive, target)
+        with tarfile.open(archive) as tar:
+            size = sum(member.size for member in tar)
+            if size > MAX_UNPACKED_BYTES:
+                raise DataError(f"the JDK unpacks to {size:,} bytes, the limit is {MAX_UNPACKED_BYTES:,}")
+            tar.extractall(target, filter="data")  # nothing outside the folder, no devices, no setuid
 
 
 def _package(version: str, api: str) -> dict[str, str]:
@@ -75,17 +79,6 @@ def _fetch(url: str, checksum: str, file: Path) -> None:
             out.write(block)
     if digest.hexdigest() != checksum:
         raise DataError(f"{url} has SHA-256 {digest.hexdigest()}, expected {checksum}: it is not unpacked")
-
-
-def _unpack(archive: Path, target: Path) -> None:
-    with tarfile.open(archive) as tar:
-        _check_size(sum(member.size for member in tar))
-        tar.extractall(target, filter="data")  # nothing outside the folder, no devices, no setuid
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_UNPACKED_BYTES:
-        raise DataError(f"the JDK unpacks to {size:,} bytes, the limit is {MAX_UNPACKED_BYTES:,}")
 
 
 def _open(url: str) -> Any:

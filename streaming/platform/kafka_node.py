@@ -51,9 +51,7 @@ class KafkaNode:
     """A node with its configuration, data and logs in `directory`.
 
     Attributes:
-        directory: of the node.
         port: of its plaintext listener on loopback.
-        java: the executable.
         classpath: with Kafka's jars.
         extra: additional Kafka properties.
     """

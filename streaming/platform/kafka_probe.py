@@ -44,7 +44,6 @@ def check_broker(bootstrap_servers: str, client: Mapping[str, Any]) -> None:
     """Check that the first broker that accepts a connection accepts the client's protocol and credentials.
 
     Args:
-        bootstrap_servers: Kafka's addresses.
         client: security arguments from `kafka_security.client_arguments`.
 
     Raises:

@@ -2,9 +2,8 @@
 
 A schema never changes under its id, so it can be cached.
 
-Source: "GET /schemas/ids/{int: id}", "POST /subjects/(string: subject)" and "POST
-/subjects/(string: subject)/versions" in the API reference of Confluent's Schema Registry; Karapace and Apicurio serve
-them as well.
+Source: "GET /schemas/ids/{int: id}", "POST /subjects/(string: subject)" and "POST /subjects/(string: subject)/versions"
+in the API reference of Confluent's Schema Registry; Karapace and Apicurio serve them as well.
 """
 
 import json
@@ -36,15 +35,12 @@ class RegistryAwayError(UnavailableError):
 
 
 def fetch_schema(url: str, number: int, timeout_s: float = TIMEOUT_S) -> str:
-    """Fetch an Avro schema by its id.
+    """Fetch an Avro schema by its id, as JSON.
 
     Args:
         url: of the registry, see the setting `schema_registry`.
         number: the schema's id.
         timeout_s: for connecting, and again for the whole response.
-
-    Returns:
-        The schema, as JSON.
 
     Raises:
         UnknownSchemaError: it does not exist, or is not a self-contained Avro schema of at most `MAX_SCHEMA_BYTES`

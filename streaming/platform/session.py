@@ -86,7 +86,6 @@ def spark_session(
     then only SQL settings apply, and the context must have the jars.
 
     Args:
-        settings: of the home.
         name: of the application.
         delta: whether to load Spark's Delta reader and writer, which takes seconds; the stream, training and retraining
             use `deltalake` and Parquet files instead.

@@ -79,8 +79,6 @@ def describe_topics(
     """The topics of a subscription; named topics are created if they do not exist.
 
     Args:
-        bootstrap_servers: Kafka's addresses.
-        subscription: by name or pattern.
         client: security arguments from `kafka_security.client_arguments`.
 
     Raises:
@@ -106,10 +104,7 @@ def describe_topic(
     """A topic, created with the broker's defaults if it does not exist.
 
     Args:
-        bootstrap_servers: Kafka's addresses.
-        name: of the topic.
         client: security arguments from `kafka_security.client_arguments`.
-        right: the permission to check.
 
     Raises:
         ServiceError: the broker does not answer.
@@ -140,7 +135,6 @@ def offsets_from(
     """(topic, partition) → the offset of the first message at or after a time, or of the next message if there is none.
 
     Args:
-        bootstrap_servers: Kafka's addresses.
         topics: whose partitions are looked up.
         when: compared with the messages' timestamps; None for the next message.
         committed: whether messages of open transactions count as not published yet.
@@ -286,7 +280,6 @@ def messages_near_retention(
     """Topic → the number of messages without a row that are older than half of the topic's retention time.
 
     Args:
-        bootstrap_servers: Kafka's addresses.
         names: of topics in Kafka.
         committed: (topic, partition) → one past the last message with a row.
         client: security arguments from `kafka_security.client_arguments`.

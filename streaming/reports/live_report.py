@@ -4,6 +4,7 @@ A stored prediction contains the most probable classes, not the scores of all cl
 exact, but log loss and ROC curves are not available; `imagestream report --model N` shows them for held-out images.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -89,17 +90,17 @@ def read_live_report(settings: Settings, version: int | None = None) -> ModelRep
     )
 
 
+@dataclass(frozen=True)
 class _Reader:
     """Queries over the labelled predictions."""
 
-    def __init__(self, settings: Settings, prefix: str, version: int | None) -> None:
-        self._settings = settings
-        self._prefix = prefix
-        self._version = version
+    settings: Settings
+    prefix: str
+    version: int | None
 
     def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
         table = query(
-            self._settings, self._prefix + sql, parameters={"version": self._version, **parameters}, timeout_s=TIMEOUT_S
+            self.settings, self.prefix + sql, parameters={"version": self.version, **parameters}, timeout_s=TIMEOUT_S
         )
         found: list[dict[str, Any]] = table.to_pylist()
         return found
@@ -115,8 +116,8 @@ class _Reader:
         rest, wrong_rest = len(classes), len(classes) + 1
         classes += [REST, WRONG_REST]
         sums = EvaluationSums(tuple(classes), len(classes))
-        parameters = {"version": self._version}
-        with open_query(self._settings, self._prefix + ANSWERS, parameters=parameters, timeout_s=TIMEOUT_S) as batches:
+        parameters = {"version": self.version}
+        with open_query(self.settings, self.prefix + ANSWERS, parameters=parameters, timeout_s=TIMEOUT_S) as batches:
             for batch in batches:
                 right = pc.equal(batch.column("truth"), batch.column("predicted")).to_numpy(zero_copy_only=False)
                 truth, predicted = (

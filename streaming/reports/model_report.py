@@ -42,12 +42,7 @@ class VersionBundle:
 
 
 def read_model_report(settings: Settings, version: int, against: int | None = None) -> ModelReport:
-    """Evaluate a version, and compare it with another one.
-
-    Args:
-        settings: the settings.
-        version: version number.
-        against: the version to compare with; None for no comparison.
+    """Evaluate a version, and compare it with version `against` if there is one.
 
     Raises:
         ModelError: a version does not exist or its bundle is invalid.
@@ -77,12 +72,8 @@ def model_report(
     """Return the report on `ours`, compared with `other`; errors as for `read_model_report`.
 
     Args:
-        spark: the session.
-        home: the home.
-        features: the table `features`.
         ours: the version.
         other: the version to compare with; None for no comparison.
-        seed: random seed of the samples.
     """
     bundle, head = ours.bundle, load_head(ours.bundle)
     group_by = bundle.manifest.training_data.group_by

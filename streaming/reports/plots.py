@@ -72,9 +72,6 @@ class Sample:
 
     Attributes:
         image_id: hex SHA-256 of the image, or the id in the message.
-        label: the true class.
-        predicted: the predicted class.
-        confidence: its probability.
         pixels: (H, W, 3) uint8; None if the image is no longer available.
         source: the image's source, if known.
     """
@@ -88,13 +85,7 @@ class Sample:
 
 
 def png(draw: Callable[[], Figure], style: Style = "light", dpi: int = DPI) -> bytes:
-    """Render a figure as PNG.
-
-    Args:
-        draw: draws the figure.
-        style: the style.
-        dpi: resolution in dots per inch.
-    """
+    """Render a figure as PNG."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLES[style]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a class may be named in any script
@@ -230,7 +221,6 @@ def plot_predictions(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     Args:
         rows: up to nine rows of source (a file), label_true, label, confidence.
-        path: the file to write.
     """
     samples = []
     for row in rows:

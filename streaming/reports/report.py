@@ -95,7 +95,6 @@ def read_report(settings: Settings, *, challenger: int | None = None, limit: int
     """Read the report.
 
     Args:
-        settings: the settings.
         challenger: version of the only challenger to include; None for all.
         limit: maximum number of disagreements and of micro-batches.
 

@@ -45,15 +45,11 @@ class ModelReport:
     """The content of a report.
 
     Attributes:
-        title: title of the page.
         about: description of the evaluated images.
-        evaluation: evaluation on these images.
         balance: name of a part of the data → number of images of each class.
-        samples: sample predictions.
         mistakes: the wrong predictions with the highest confidence.
         lineage: heading → name → value.
         variance: explained variance ratio of each component and the number of components kept, for a PCA.
-        comparison: comparison with another version.
         fitted: evaluation on images on which the model may have been fitted, which are in no other metric.
         notes: metrics that are not available, and why.
     """
@@ -114,7 +110,6 @@ def sample_of(row: Mapping[str, Any], sources: Sequence[str], resize: Resize = "
         row: image_id, label, predicted, confidence and, if image_id is the content hash, known_as: the id in the
             tables.
         sources: possible files of the image.
-        resize: how the thumbnail is resized.
     """
     pixels = thumbnail(sources, row["image_id"], resize)
     answer = {name: row[name] for name in ("image_id", "label", "predicted", "confidence")}

@@ -88,9 +88,9 @@ def page(report: ModelReport, figures: Figures) -> str:
     """Return the report as HTML."""
     sections = [
         _headline(report.evaluation),
-        *(_fitted(report.fitted) if report.fitted else ()),
-        *(_notes(report.notes) if report.notes else ()),
-        *(_comparison(report.comparison) if report.comparison else ()),
+        _fitted(report.fitted) if report.fitted else "",
+        _section("Notes", "".join(f"<p>{text(note)}</p>" for note in report.notes)) if report.notes else "",
+        _comparison(report.comparison) if report.comparison else "",
         _section("Per class", _per_class(report.evaluation)),
         _section("Figures", _grid("wide", (_figure(*figure) for figure in figures.values()))),
         _section("Most confident mistakes", _mistakes(report.mistakes)),
@@ -99,7 +99,9 @@ def page(report: ModelReport, figures: Figures) -> str:
         cards = (_card(f"<h3>{text(name)}</h3>{_definitions(values)}") for name, values in report.lineage.items())
         sections.append(_section("Lineage", _grid("wide", cards)))
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute(title=text(report.title), about=text(report.about), sections="\n".join(sections))
+    return template.substitute(
+        title=text(report.title), about=text(report.about), sections="\n".join(filter(None, sections))
+    )
 
 
 def text(value: object) -> str:
@@ -136,7 +138,7 @@ def _macro_f1_interval(found: Evaluation, level: str) -> str:
     return f"{interval}; below {level} confidence: {found.rare_classes} classes have fewer than {FEW_ROWS} images"
 
 
-def _comparison(compared: VersionComparison) -> Iterable[str]:
+def _comparison(compared: VersionComparison) -> str:
     paired, ours, theirs = compared.paired, compared.ours, compared.theirs
     counts = paired.counts
     low, high = compared.gain
@@ -164,7 +166,7 @@ def _comparison(compared: VersionComparison) -> Iterable[str]:
         _table(["", "this version", f"version {compared.against}", "difference"], rows),
         _table(["", "images"], pairs),
     ]
-    yield _section(f"Comparison with version {compared.against}", f"<p>{text(sentence)}</p>{_grid('wide', tables)}")
+    return _section(f"Comparison with version {compared.against}", f"<p>{text(sentence)}</p>{_grid('wide', tables)}")
 
 
 def _per_class(found: Evaluation) -> str:
@@ -213,19 +215,15 @@ def _figure(draw: Callable[[], Figure], title: str, caption: str) -> str:
     )
 
 
-def _fitted(found: Evaluation) -> Iterable[str]:
-    """Yield the section on images on which the model may have been fitted."""
-    yield _section(
+def _fitted(found: Evaluation) -> str:
+    """Return the section on images on which the model may have been fitted."""
+    return _section(
         "Training images",
         f"<p>Accuracy {found.accuracy:.2%}, log loss {found.log_loss:.4f} on {found.rows:,} labelled images on which "
         f"the "
         "model may have been fitted. These metrics do not measure its quality on new images, and all other metrics "
         "exclude these images.</p>",
     )
-
-
-def _notes(notes: Sequence[str]) -> Iterable[str]:
-    yield _section("Notes", "".join(f"<p>{text(note)}</p>" for note in notes))
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

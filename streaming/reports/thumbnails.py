@@ -25,8 +25,6 @@ def thumbnail(
     Args:
         sources: possible files of the image.
         image_id: hex SHA-256 of the image.
-        resize: how the image is resized.
-        limits: limits on decoding.
     """
     for source in sources:
         data = _read(source) if source else None

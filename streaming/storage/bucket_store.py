@@ -46,81 +46,66 @@ class BucketStore(Store):
         raise TypeError(f"{self} holds credentials: pass its URI instead, and open it in the other process")
 
     def get(self, key: str) -> bytes | None:
-        import obstore
-
         with self._errors():
             try:
-                return bytes(obstore.get(self._client, self._path(key)).bytes())
+                return bytes(self._client.get(self._path(key)).bytes())
             except FileNotFoundError as error:
                 self._raise_unless_absent(error)
                 return None
 
     def head(self, key: str, n: int) -> bytes | None:
-        import obstore
-
         path = self._path(key)
         with self._errors():
             try:
-                found = obstore.get(self._client, path)
+                found = self._client.get(path)
                 if found.meta["size"] <= n:
                     return bytes(found.bytes())
-                return bytes(obstore.get_range(self._client, path, start=0, length=n))
+                return bytes(self._client.get_range(path, start=0, length=n))
             except FileNotFoundError as error:
                 self._raise_unless_absent(error)
                 return None
 
     def size(self, key: str) -> int | None:
-        import obstore
-
         with self._errors():
             try:
-                return int(obstore.head(self._client, self._path(key))["size"])
+                return int(self._client.head(self._path(key))["size"])
             except FileNotFoundError as error:
                 self._raise_unless_absent(error)
                 return None
 
     def _put_if_absent(self, key: str, data: bytes) -> bool:
-        import obstore
         from obstore.exceptions import AlreadyExistsError
 
         with self._errors():
             try:
-                obstore.put(self._client, self._path(key), data, mode="create")
+                self._client.put(self._path(key), data, mode="create")
             except AlreadyExistsError:  # also if our own put was stored but its response was lost
                 return False
         return True
 
     def put(self, key: str, data: bytes) -> None:
-        import obstore
-
         with self._errors():
-            obstore.put(self._client, self._path(key), data, use_multipart=False)
+            self._client.put(self._path(key), data, use_multipart=False)
 
     def list(self, prefix: str = "") -> Iterator[Stored]:
         return self._below(self._folder(prefix))
 
     def _below(self, folder: str | None) -> Iterator[Stored]:
-        import obstore
-
         with self._errors():
-            for chunk in obstore.list(self._client, folder):
+            for chunk in self._client.list(folder):
                 for one in chunk:
                     yield Stored(one["path"].removeprefix(self._prefix), one["size"], one["last_modified"])
 
     def folders(self, prefix: str = "") -> Sequence[str]:
-        import obstore
-
         with self._errors():
-            found = obstore.list_with_delimiter(self._client, self._folder(prefix))
+            found = self._client.list_with_delimiter(self._folder(prefix))
         return sorted(path.rsplit("/", 1)[-1] for path in found["common_prefixes"])
 
     def delete(self, keys: Iterable[str]) -> None:
-        import obstore
-
         paths = [self._path(key) for key in keys]
         if paths:
             with self._errors(), suppress(FileNotFoundError):
-                obstore.delete(self._client, paths)
+                self._client.delete(paths)
 
     def open_output(self, key: str) -> BinaryIO:
         import obstore
@@ -131,12 +116,10 @@ class BucketStore(Store):
         return cast("BinaryIO", Output(upload))
 
     def fetch(self, key: str, to: Path) -> None:
-        import obstore
-
         path = self._path(key)
         with replaced_when_complete(to) as temporary, self._errors():
             try:
-                chunks = obstore.get(self._client, path).stream()
+                chunks = self._client.get(path).stream()
             except FileNotFoundError as error:
                 self._raise_unless_absent(error)
                 raise NotFoundError(f"{self.place}/{key} does not exist") from None

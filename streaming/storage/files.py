@@ -33,8 +33,6 @@ class DataFile:
 
     Attributes:
         path: relative to the table's directory, parts joined by `/`.
-        bytes: its size.
-        rows: the number of its rows.
         partition: partition column → value, None for null.
         stats: statistics in JSON for the table's log; by default, the log has only the number of rows.
     """
@@ -49,12 +47,7 @@ class DataFile:
 
 
 class FileSink:
-    """Writes one Parquet file into a table's directory; the file is created with the first row.
-
-    Args:
-        directory: of the table; None discards all rows.
-        schema: of the file.
-    """
+    """Writes a Parquet file, created with its first row, into a table's directory; None discards the rows."""
 
     def __init__(self, directory: str | None, schema: pa.Schema) -> None:
         self._directory = directory
@@ -113,7 +106,6 @@ def read_batches(
     A batch is at most a row group; the stream and compaction write groups of about 64 MB.
 
     Args:
-        file: to read.
         columns: to read; by default all.
         max_rows: the maximum number of rows in a batch.
     """

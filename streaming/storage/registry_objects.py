@@ -42,11 +42,7 @@ class _Object(BaseModel):
     TITLE: ClassVar[str]
 
     def to_bytes(self) -> bytes:
-        """Serialise the content.
-
-        Raises:
-            ModelError: the result could not be read back.
-        """
+        """Serialise the content; raises ModelError if the result could not be read back."""
         try:
             data = self.model_dump_json(indent=2).encode() + b"\n"
         except ValueError as error:  # characters that UTF-8 cannot encode

@@ -42,7 +42,6 @@ class Stored:
 
     Attributes:
         key: relative to the store.
-        bytes: its size.
         modified: by the store's clock.
     """
 

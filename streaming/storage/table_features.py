@@ -4,8 +4,7 @@ The tables are created without such features, and every reader here reads the fi
 may enable one: with deletion vectors, deleted rows stay in the files and a separate file lists them; with column
 mapping, columns have other names in the files. Appending rows is still possible with deletion vectors.
 
-Source: Delta's protocol, "Deletion Vectors" and "Column Mapping"
-(github.com/delta-io/delta/blob/master/PROTOCOL.md).
+Source: Delta's protocol, "Deletion Vectors" and "Column Mapping" (github.com/delta-io/delta/blob/master/PROTOCOL.md).
 """
 
 from typing import TYPE_CHECKING

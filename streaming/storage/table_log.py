@@ -59,7 +59,6 @@ class LiveFile:
 
     Attributes:
         path: relative to the table, not percent-encoded.
-        bytes: its size.
         modified: milliseconds since 1970, by the clock of the writer.
         partition: partition column → value.
     """
@@ -160,12 +159,6 @@ class TableLog:
 
     def commit(self, adds: Sequence[AddAction], app_id: str, number: int, removes: Sequence[RemoveAction] = ()) -> bool:
         """Add and remove files in one entry, with transaction `number` of the application.
-
-        Args:
-            adds: the files to add.
-            app_id: the application.
-            number: of its transaction.
-            removes: the files to remove.
 
         Returns:
             Whether the entry was written; False if the log has that transaction or a later one, or if a file to be

@@ -250,17 +250,9 @@ class Table:
             self._log.refresh()
 
     def append(self, rows: pa.Table, app_id: str, version: int) -> bool:
-        """Append rows in one commit, unless `app_id` has already committed `version`.
+        """Append rows in one commit, unless `app_id` has committed `version` before; return whether it was done.
 
         The files are written and committed here because `write_deltalake` takes 0.1 ms for each file of the table.
-
-        Args:
-            rows: with the columns of the table.
-            app_id: the application.
-            version: of its transaction.
-
-        Returns:
-            Whether the rows were appended.
         """
         if not rows.num_rows or self._log.has(app_id, version):
             return False
@@ -305,14 +297,11 @@ class Table:
         return self._log.commit([added(file) for file in files], app_id, version)
 
     def delete_beyond(self, topic: str, committed: Mapping[int, int]) -> int:
-        """Delete the rows of a topic at or after the end of their partition.
+        """Delete the rows of a topic at or after the end of their partition, and return their number.
 
         Args:
             topic: by its name in the tables.
             committed: partition → end; all rows of other partitions are deleted.
-
-        Returns:
-            The number of deleted rows.
         """
         name = topic.replace("'", "''")
         kept = " OR ".join(f"(partition = {one} AND offset < {end})" for one, end in sorted(committed.items()))

@@ -49,12 +49,7 @@ def gram_sums(rows: DataFrame) -> GramSums:
 
 
 def range_sketch(rows: DataFrame, size: int, seed: int) -> RangeSketch:
-    """Return the sketch of a randomized PCA of the column `features`, 16·D·`size` bytes on the driver.
-
-    Args:
-        rows: the rows.
-        size: number of columns of the sketch.
-        seed: random seed.
+    """Return the sketch of a randomized PCA of the column `features`, `size` columns: 16·D·`size` bytes on the driver.
 
     Raises:
         ServiceError: there are no rows.

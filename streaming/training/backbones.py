@@ -75,10 +75,7 @@ def make_backbone(
     """Export a named backbone, or import one from a model file.
 
     Args:
-        backbone: the options.
-        cache_dir: folder of exports.
         scratch: existing folder for an imported network; must live as long as the result.
-        on_step: called with a description of each step.
         pixels: images (N, height, width, 3) to calibrate 8-bit integers with; None for float32.
 
     Raises:
@@ -89,12 +86,7 @@ def make_backbone(
     spec = find_backbone(backbone.name, backbone.output, backbone.size)
     on_step(f"preparing {spec.name}" + ("" if pixels is None else " in 8-bit integers"))
     exported = export_backbone(
-        spec.name,
-        backbone.weights,
-        cache_dir,
-        output=spec.output,
-        input_size=spec.input_size,
-        int8_calibration=pixels,
+        spec.name, backbone.weights, cache_dir, output=spec.output, input_size=spec.input_size, int8_calibration=pixels
     )
     return PreparedBackbone(FeatureSource.of(exported), BackboneParts.of(exported, (), backbone.engine))
 

@@ -13,7 +13,7 @@ from models.scorer import decode_all
 from streaming.errors import DataError, reported
 from streaming.images.dataset import Dataset
 from streaming.images.images_frame import images_frame
-from streaming.images.sources import read_source
+from streaming.images.sources import read_if_possible
 from streaming.images.split import Split
 
 IMAGES = 100  # more images hardly change the ranges
@@ -28,8 +28,6 @@ def calibration_images(dataset: Dataset, split: Split, rows: DataFrame, size: tu
         covered evenly. Only names, labels and the bytes of `CANDIDATES` images are read; workers decode the images.
 
     Args:
-        dataset: the data set.
-        split: the split into training and held-out images.
         rows: columns image_id and, if the split is grouped, group_id.
         size: height and width in pixels.
 
@@ -53,8 +51,7 @@ def calibration_images(dataset: Dataset, split: Split, rows: DataFrame, size: tu
     if not pixels:
         raise DataError(
             f"none of {CANDIDATES} candidate images can be used to calibrate 8-bit integers: expected at least one "
-            f"that can "
-            "be decoded and is not held out; train on more images, or without --int8"
+            "that can be decoded and is not held out; train on more images, or without --int8"
         )
     return np.stack(pixels).reshape(-1, *size, 3)
 
@@ -63,9 +60,7 @@ def in_turn(rows: DataFrame, column: str, n: int) -> DataFrame:
     """Return `n` of the rows (label, `column`, …), round-robin over the classes in order of the hash of `column`.
 
     Args:
-        rows: the rows.
         column: a column that identifies a row.
-        n: number of rows to return.
     """
     order = (F.xxhash64(column), F.col(column))
     turn = F.row_number().over(Window.partitionBy("label").orderBy(*order))
@@ -84,17 +79,10 @@ def decoded_images(images: DataFrame, size: tuple[int, int], *, from_files: bool
     def decode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for source, value in zip(batch.column("source"), batch.column("content"), strict=True):
-                content = _read(source.as_py()) if from_files else value.as_py()
+                content = read_if_possible(source.as_py()) if from_files else value.as_py()
                 found = decode_all([content], size).images
                 if content is not None and len(found):
                     columns = {"image_id": [sha256(content).hexdigest()], "pixels": [found[0].tobytes()]}
                     yield pa.RecordBatch.from_pydict(columns)
 
     return images.select("source", "content").mapInArrow(reported(decode), "image_id string, pixels binary")
-
-
-def _read(path: str) -> bytes | None:
-    try:
-        return read_source(path)
-    except OSError:
-        return None

@@ -1,7 +1,6 @@
 """Candidates for the champion: fitted and evaluated on stored features, compared, and written as bundles."""
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
@@ -29,6 +28,7 @@ from models.bundle import (
     write_bundle,
 )
 from models.drift import DriftReference
+from models.evaluation import Evaluation
 from models.objective import ACCURACY, Objective
 from models.paired import PairedCounts
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
@@ -39,7 +39,7 @@ from streaming.images.split import Split, check_sides
 from streaming.registry import Registry
 from streaming.training.choose_threshold import with_threshold
 from streaming.training.drift_reference import drift_reference
-from streaming.training.evaluate import Evaluation, evaluate
+from streaming.training.evaluate import evaluate
 from streaming.training.fit import Fitted, fit
 from streaming.training.fit_options import FitOptions
 from streaming.training.gate import Paired, pair
@@ -61,7 +61,6 @@ class BackboneParts:
         """Return the parts of an exported backbone that `engine` runs.
 
         Args:
-            exported: the exported backbone.
             golden: images for the golden predictions.
             engine: engine that runs the backbone in the stream.
         """
@@ -106,7 +105,6 @@ def make_candidate(rows: DataFrame, options: FitOptions, backbone: BloomFilter |
     Args:
         rows: columns image_id, known_as, label, features, group_id if grouped, and augmentation with augmented copies,
             which are used for fitting only; persisted and in the order of `streaming.training.fit.in_order`.
-        options: the fitting options.
         backbone: images on which the backbone was trained, which are excluded from the evaluation.
 
     Raises:
@@ -132,12 +130,9 @@ def judge(
     """Evaluate a fitted model on the held-out side of a split.
 
     Args:
-        fitted: the model.
-        split: the split.
         images: columns image_id, known_as, label, features and, if grouped, group_id, of both sides.
         record: settings for the manifest.
         backbone: images on which the backbone was trained, which are excluded from the evaluation.
-        warnings: warnings about the split.
 
     Raises:
         ServiceError: there are no held-out images, or the backbone was trained on all of them.
@@ -156,20 +151,13 @@ def judge(
 
 
 def compare(
-    candidate: Candidate,
-    champion: Bundle,
-    champion_rows: DataFrame,
-    seen: FittedOn,
-    objective: Objective = ACCURACY,
+    candidate: Candidate, champion: Bundle, champion_rows: DataFrame, seen: FittedOn, objective: Objective = ACCURACY
 ) -> ChampionComparison:
     """Compare both on the candidate's held-out images, without those on which the champion was fitted.
 
     Args:
-        candidate: the candidate.
-        champion: the champion's bundle.
         champion_rows: columns image_id, known_as, label, features of the champion's backbone, group_id if grouped.
         seen: images on which the champion was fitted.
-        objective: the objective.
     """
     head = load_head(champion)
     ids = candidate.holdout.select("image_id")
@@ -185,24 +173,15 @@ def compare(
 def register(
     registry: Registry, candidate: Candidate, parts: BackboneParts, more: Mapping[str, float]
 ) -> tuple[int, str]:
-    """Register the candidate, or find the version with the identical bundle.
+    """Register the candidate, or find the version with the identical bundle; return the version and its SHA-256.
 
     Args:
-        registry: the registry.
-        candidate: the candidate.
-        parts: the backbone and golden images.
         more: further metrics for the manifest.
-
-    Returns:
-        The version and the SHA-256 of its bundle.
     """
     with TemporaryDirectory(prefix="imagestream-") as scratch:
         written = Path(scratch) / "bundle"
         sha256 = _write(written, candidate, parts, more)
-        version = registry.find(sha256)
-        if version is None:
-            version = registry.register(lambda directory: shutil.move(written, directory))
-        return version, sha256
+        return registry.keep(written, sha256)[0], sha256
 
 
 def write_model(
@@ -220,12 +199,9 @@ def write_model(
 
     Args:
         directory: the folder to write, which must not exist.
-        fitted: the model.
         parts: the backbone and golden images.
         data: facts about the training data.
-        metrics: metrics for the manifest.
         record: settings for the manifest.
-        drift: the drift reference.
         seen: images on which the model was fitted.
     """
     head, entry = fitted.head, parts.entry

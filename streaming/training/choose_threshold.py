@@ -26,10 +26,8 @@ def with_threshold(fitted: Fitted, training: DataFrame, options: FitOptions) -> 
     """Return the model with the threshold selected as the options request; unchanged if they request none.
 
     Args:
-        fitted: the model.
         training: the rows on which it was fitted: columns image_id, label, features and, with augmented copies,
             augmentation; copies are not used for the selection.
-        options: the fitting options.
 
     Raises:
         ServiceError: there are not exactly two classes, or too few images of one.
@@ -51,19 +49,13 @@ def aim_for(wanted: str, n_classes: int) -> ThresholdAim:
     if n_classes != 2:  # noqa: PLR2004
         raise ConfigurationError(
             f"a threshold requires two classes, got {n_classes}: omit --threshold, or give --threshold none to "
-            f"override the "
-            "champion's"
+            "override the champion's"
         )
     return parse_threshold(wanted)
 
 
 def tuned_threshold(rows: DataFrame, head: Head, aim: ThresholdAim) -> float:
-    """Select the best threshold on rows that the head was not fitted on; only counts of scores reach the driver.
-
-    Args:
-        rows: columns label and features.
-        head: the head.
-        aim: the criterion.
+    """Select the best threshold on rows (label, features) that the head was not fitted on; only counts are collected.
 
     Raises:
         ModelError: the head does not have two classes, or the rows have only one class.

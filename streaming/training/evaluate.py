@@ -16,8 +16,6 @@ from models.scorer import Head
 from streaming.errors import reported
 from streaming.storage.files import as_matrix
 
-__all__ = ["Evaluation", "evaluate", "most_confident_mistakes", "predict", "sample_predictions"]
-
 SUMS_DDL = "sums binary"
 SUMS_ON_DRIVER = 8  # maximum number of sums collected, of some hundred KB for ten classes
 
@@ -53,7 +51,6 @@ def predict(rows: DataFrame, head: Head, *, floor: float | None = None) -> DataF
 
     Args:
         rows: column features, which is dropped; other columns are kept.
-        head: the head.
         floor: also add the column loss: the negative log-likelihood of the label in nats, as a multiple of 2⁻²⁴.
             Smaller probabilities, and those of labels that are not classes of the model, are replaced by `floor`.
     """
@@ -80,27 +77,14 @@ def predict(rows: DataFrame, head: Head, *, floor: float | None = None) -> DataF
 
 
 def sample_predictions(rows: DataFrame, head: Head, n: int, seed: int = 0) -> pa.Table:
-    """Return predictions for a random sample of rows.
-
-    Args:
-        rows: columns image_id, label, features, …
-        head: the head.
-        n: number of rows.
-        seed: random seed.
-    """
+    """Return predictions for a random sample of rows (image_id, label, features, …)."""
     order = (F.xxhash64("image_id", F.lit(seed)), "image_id")
     picked = predict(rows.orderBy(*order).limit(n), head)  # only n rows per partition are sorted globally
     return picked.orderBy(*order).toArrow()
 
 
 def most_confident_mistakes(rows: DataFrame, head: Head, n: int) -> pa.Table:
-    """Return the `n` wrong predictions for rows (image_id, label, features, …) with the highest confidence.
-
-    Args:
-        rows: the rows.
-        head: the head.
-        n: maximum number of predictions.
-    """
+    """Return the `n` wrong predictions for rows (image_id, label, features, …) with the highest confidence."""
     wrong = predict(rows, head).where(F.col("predicted") != F.col("label"))
     return wrong.orderBy(F.desc("confidence"), "image_id").limit(n).toArrow()
 

@@ -4,8 +4,7 @@ Data stays in the partitions; only data of the size of the model reaches the dri
 weights.
 
 Floating-point sums depend on their order, so the same rows give the same model only if they are added in the same
-order.
-`in_order` ensures that for the features and `_projected` for the classifier, regardless of the input files and
+order. `in_order` ensures that for the features and `_projected` for the classifier, regardless of the input files and
 partitions. Spark ML adds gradients with `treeAggregate` in the order in which tasks finish; with two sums at its last
 level, as `_classifier_partitions` arranges, the order does not matter.
 """
@@ -36,17 +35,6 @@ from streaming.storage.files import as_matrix, list_array
 from streaming.training.accumulators import gram_sums, range_sketch
 from streaming.training.fit_options import FitOptions
 
-__all__ = [
-    "FitOptions",
-    "Fitted",
-    "fingerprint_of",
-    "fit",
-    "fit_classifier",
-    "fit_projection",
-    "in_order",
-    "variance_kept",
-]
-
 BYTES_PER_PARTITION = 16 * 1024**2  # of features
 CACHED_BYTES = 8 * 1024**2  # size of a batch of Spark's cache, whose default is 10,000 rows
 FEW_BYTES = 128 * 1024**2  # maximum size of projected features in two partitions
@@ -68,7 +56,6 @@ def fit(training: DataFrame, options: FitOptions) -> Fitted:
     Args:
         training: columns image_id, label, features (array<float>); persisted by the caller, and in the order of
             `in_order` for a reproducible model.
-        options: the fitting options.
 
     Raises:
         ServiceError: there are fewer than two classes.
@@ -94,7 +81,6 @@ def in_order(rows: DataFrame, n_features: int) -> DataFrame:
 
     Args:
         rows: columns image_id, features and, if an image_id is not unique, augmentation.
-        n_features: width of the features.
     """
     row_bytes = 4 * n_features
     partitions = max(2, math.ceil(rows.count() * row_bytes / BYTES_PER_PARTITION))
@@ -104,13 +90,7 @@ def in_order(rows: DataFrame, n_features: int) -> DataFrame:
 
 
 def fit_projection(training: DataFrame, n: int, options: FitOptions) -> Projection:
-    """Fit the projection in at most one pass over the rows.
-
-    Args:
-        training: column features (array<float>).
-        n: number of rows.
-        options: the fitting options.
-    """
+    """Fit the projection in at most one pass over the rows' column features (array<float>)."""
     first = training.select(F.size("features")).first()
     width = int(first[0]) if first else 0
     k = options.n_components
@@ -136,10 +116,7 @@ def fit_classifier(
 
     Args:
         training: columns image_id, label, features (array<float>).
-        n: number of rows.
         classes: class names in the order of the outputs.
-        projection: the fitted projection.
-        options: the fitting options.
     """
     _cache_in_batches_of(training, 8 * projection.n_out)
     rows = _projected(training, n, projection, classes).persist()
@@ -153,10 +130,7 @@ def fit_classifier(
 
 def _fit_logistic_regression(rows: DataFrame, options: FitOptions) -> LogisticRegression:
     estimator = SparkLogisticRegression(
-        maxIter=options.max_iter,
-        regParam=options.reg_param,
-        elasticNetParam=options.elastic_net,
-        family="multinomial",
+        maxIter=options.max_iter, regParam=options.reg_param, elasticNetParam=options.elastic_net, family="multinomial"
     )
     model = estimator.fit(rows)
     return LogisticRegression(model.coefficientMatrix.toArray(), model.interceptVector.toArray())

@@ -23,8 +23,6 @@ from streaming.registry import Registry
 from streaming.training.evaluate import predict
 from streaming.training.fit_options import GateOptions
 
-__all__ = ["Paired", "PairedCounts", "Verdict", "decide", "looks_at", "pair", "reject_costly_int8"]
-
 MAX_INT8_COST = 0.01  # loss of accuracy
 MAX_F1_IMAGES = 2**18  # maximum number of images compared by F1, which bounds the rows on the driver
 # Bins of differences in log loss: each keeps its mean, so only variation below 9% is lost.
@@ -74,11 +72,8 @@ def pair(
     """Compare the predictions of two models on the images that both have rows of (image_id, label, features).
 
     Args:
-        candidate: the candidate's head.
         candidate_rows: features of the candidate's backbone; their labels are used.
-        champion: the champion's head.
         champion_rows: features of the champion's backbone.
-        objective: the objective.
 
     Raises:
         ModelError: the objective requires two classes and the candidate does not have two.
@@ -112,14 +107,9 @@ def confidence_of_look(confidence: float, look: int) -> float:
 
 
 def looks_at(registry: Registry, champion: int, seed: int) -> int:
-    """Return the number of candidates compared with the champion on the holdout of this seed so far.
+    """Return the number of candidates compared with version `champion` on the holdout of this seed so far.
 
     These are the versions registered after it with the same seed; dry runs do not count.
-
-    Args:
-        registry: the registry.
-        champion: version of the champion.
-        seed: seed of the split.
     """
 
     def was_judged(version: int) -> bool:
@@ -152,8 +142,7 @@ def decide(paired: Paired, options: GateOptions, look: int = 1) -> Verdict:
         verdict = ("is" if promote else "is not shown to be") + f" better by more than {margin:.4f}"
     why = (
         f"gain in {objective.name} {gain.value:+.4f} on the same {gain.rows:,} images ({counts.only_candidate:,} "
-        f"correct "
-        f"for the candidate only, {counts.only_champion:,} for the champion only), above {low:+.4f} with "
+        f"correct for the candidate only, {counts.only_champion:,} for the champion only), above {low:+.4f} with "
         f"{confidence:.4g} confidence: the candidate {verdict}"
     )
     return Verdict(

@@ -1,6 +1,5 @@
 """Import of a model version exported by `imagestream models export`, from this or another home."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,14 +13,7 @@ from streaming.storage.registry_objects import Alias
 
 @dataclass(frozen=True)
 class ImportedBundle:
-    """The result of an import.
-
-    Attributes:
-        version: version number.
-        sha256: SHA-256 of the bundle.
-        is_new: whether the bundle was not registered yet.
-        alias: the alias assigned to it.
-    """
+    """The result of an import; `is_new` if the bundle was not registered yet."""
 
     version: int
     sha256: str
@@ -33,7 +25,6 @@ def import_bundle(registry: Registry, file: Path, *, by: str, alias: Alias | Non
     """Register the version in a zip; the first model of a home becomes the champion.
 
     Args:
-        registry: the registry.
         file: the zip.
         by: name recorded in the alias's history.
         alias: alias to assign; None for none unless it is the first model.
@@ -45,10 +36,7 @@ def import_bundle(registry: Registry, file: Path, *, by: str, alias: Alias | Non
         folder = Path(scratch) / "bundle"
         bundle = read_bundle(ZipFiles(file), folder)
         check_golden(bundle, load_scorer(bundle))
-        version = registry.find(bundle.sha256)
-        is_new = version is None
-        if version is None:
-            version = registry.register(lambda directory: shutil.move(folder, directory))
+        version, is_new = registry.keep(folder, bundle.sha256)
     alias = promote_import(registry, version, alias, by=by)
     return ImportedBundle(version, bundle.sha256, is_new, alias)
 

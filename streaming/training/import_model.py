@@ -1,6 +1,5 @@
 """Import of a complete classifier from a model file; its own output layer is the classifier of the new version."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +33,7 @@ class ImportResult:
     """An imported model.
 
     Attributes:
-        version: version number.
-        sha256: SHA-256 of the bundle.
         is_new: whether the model was not registered yet.
-        network: the imported network.
         classes: class names in the order of the scores.
         scores: type of the model's output.
         alias: the alias assigned to it.
@@ -67,8 +63,6 @@ def import_model(
     """Register the model in a file; the first model of a home becomes the champion.
 
     Args:
-        registry: the registry.
-        file: the model file.
         classes: a file with class names, or `auto` for those in the model file, else numbers.
         scores: type of the model's output; None to determine it from sample images.
         by: name recorded in the alias's history.
@@ -149,7 +143,5 @@ def _register(registry: Registry, head: Head, imported: Imported, folder: Path) 
     seen = FittedOn(BloomFilter.empty(0, 0))
     written = folder / "bundle"
     sha256 = write_model(written, Fitted(head, 0, data.fingerprint), parts, data, seen=seen)
-    version = registry.find(sha256)
-    if version is not None:
-        return version, sha256, False
-    return registry.register(lambda directory: shutil.move(written, directory)), sha256, True
+    version, is_new = registry.keep(written, sha256)
+    return version, sha256, is_new

@@ -50,11 +50,6 @@ def objective_for(metric: str | None, threshold: str | None, champion: Bundle | 
     """Return the objective by which a candidate is compared with the champion.
 
     It is the given metric, else the one that the candidate's threshold optimises, else the champion's, else accuracy.
-
-    Args:
-        metric: the given metric.
-        threshold: the given threshold.
-        champion: the champion's bundle.
     """
     return resolve_objective(metric, threshold) or (objective_of(champion.manifest) if champion else ACCURACY)
 

@@ -9,6 +9,7 @@ from pyspark.sql import DataFrame, SparkSession
 from models.backbone import ExportedBackbone
 from models.bundle import BackboneEntry, Bundle
 from models.decode import BadImage, decode
+from models.evaluation import Evaluation
 from models.objective import ACCURACY, Objective
 from streaming.errors import DataError
 from streaming.images.dataset import Dataset
@@ -19,7 +20,6 @@ from streaming.registry import CHAMPION, Registry
 from streaming.settings import Settings
 from streaming.storage.tables import Table
 from streaming.training.candidate import BackboneParts, Candidate, ChampionComparison, compare, register
-from streaming.training.evaluate import Evaluation
 from streaming.training.fit import in_order, variance_kept
 from streaming.training.fit_options import GateOptions
 from streaming.training.gate import Verdict, decide, looks_at, pair, reject_costly_int8
@@ -37,7 +37,6 @@ class TrainResult:
         version: version number; None after a dry run.
         sha256: SHA-256 of the bundle; None after a dry run.
         promoted: whether it is (after a dry run: would be) the champion.
-        why: the reason.
         verdict: the decision of the gate.
         evaluation: evaluation on the held-out images.
         metrics: metrics in the manifest.
@@ -50,7 +49,6 @@ class TrainResult:
         bad: image → why it was skipped, for the first ones.
         n_bad: number of skipped images.
         warnings: warnings, one line each.
-        objective: the objective of the comparison.
         inherited: options inherited from the champion.
     """
 
@@ -79,16 +77,9 @@ class Job:
     """The shared state of the steps of a training.
 
     Attributes:
-        settings: the settings.
-        spark: the session.
-        registry: the registry.
-        champion: the champion's bundle, if there is one.
-        gate: the options of the gate.
         on_step: called with a description of each step.
         by: name recorded in the alias's history.
         augment: number of augmented copies per image.
-        group_by: grouping of images.
-        objective: the objective of the comparison.
         inherited: options inherited from the champion.
     """
 
@@ -144,10 +135,7 @@ class Job:
         """Compare, register and promote a candidate.
 
         Args:
-            candidate: the candidate.
             rows: the rows that it was split from; unpersisted at the end.
-            parts: the backbone and golden images.
-            backbone_sha256: SHA-256 of the backbone.
             read: the result of the featurization, if images were read.
             exact: the float32 counterpart of a candidate in 8-bit integers.
             dry_run: neither register nor promote.

@@ -37,7 +37,6 @@ def run_every(interval: timedelta, command: Sequence[str], on_run: OnRun) -> Non
 
     Args:
         interval: time between the starts of two runs.
-        command: the command.
         on_run: called after each run with its exit code and its last line of output (of standard error if it failed).
     """
     with stop_signals() as stop:

@@ -34,7 +34,6 @@ def track_run(
 
     Args:
         uri: URL of the server.
-        name: name of the run.
         parameters: parameters, truncated to MLflow's maximum length.
         metrics: metrics; those that are not finite are skipped.
         tags: tags, truncated to MLflow's maximum length.
@@ -53,7 +52,7 @@ def track_run(
         run = client.create_run(identity, run_name=name)
         client.log_batch(
             run.info.run_id,
-            metrics=[Metric(key, value, run.info.start_time, 0) for key, value in metrics.items() if _finite(value)],
+            metrics=[Metric(key, one, run.info.start_time, 0) for key, one in metrics.items() if math.isfinite(one)],
             params=[Param(key, str(value)[:MAX_VALUE]) for key, value in parameters.items()],
             tags=[RunTag(key, str(value)[:MAX_VALUE]) for key, value in tags.items()],
         )
@@ -61,7 +60,3 @@ def track_run(
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise UnavailableError(f"the run {name!r} could not be logged to MLflow at {uri}: {reason}") from error
-
-
-def _finite(value: float) -> bool:
-    return math.isfinite(value)

@@ -49,11 +49,6 @@ def train(
     gate.
 
     Args:
-        settings: the settings.
-        dataset: the labelled images.
-        backbone: the options of the backbone.
-        options: the fitting options.
-        gate: the options of the gate.
         augment: number of augmented copies of each training image.
         on_step: called with a description of each step.
         by: name recorded in the alias's history.
@@ -114,12 +109,9 @@ def retrain(
     No image is read and no feature recomputed.
 
     Args:
-        settings: the settings.
         given: names and values of `FitOptions` that override the champion's; None for those that do not.
-        gate: the options of the gate.
         dry_run: neither register nor promote.
         augmented: whether to fit on stored augmented copies, too; None for the champion's setting.
-        on_step: called with a description of each step.
         by: name recorded in the alias's history.
 
     Raises:

@@ -14,6 +14,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 
 from models.backbone import ExportedBackbone, export_backbone, find_backbone
 from models.bundle import Bundle, TrainingData, read_bundle
+from models.evaluation import Evaluation
 from models.objective import resolve_objective
 from models.projection import NoProjection
 from models.scorer import Head
@@ -39,7 +40,7 @@ from streaming.settings import Settings
 from streaming.storage.home import make_dir
 from streaming.training.candidate import BackboneParts, judge, write_model
 from streaming.training.choose_threshold import aim_for, tuned_threshold
-from streaming.training.evaluate import Evaluation, evaluate
+from streaming.training.evaluate import evaluate
 from streaming.training.fit import Fitted, fingerprint_of
 from streaming.training.fit_options import GateOptions
 from streaming.training.inherit import objective_for
@@ -115,7 +116,6 @@ class CNNResult:
         model: the registered version, evaluated on the held-out images.
         training: evaluation on the training images.
         at_half: evaluation on the held-out images without a threshold.
-        history: the history of the training.
         bad: image → why it could not be read, for the first ones.
         n_bad: number of images that could not be read.
         history_file: file with `history` as JSON.
@@ -145,14 +145,8 @@ def train_cnn(
     """Train, export, evaluate and register a CNN; it becomes the champion if it is the first model or passes the gate.
 
     Args:
-        settings: the settings.
-        dataset: the labelled images.
         network: the network and the split.
-        options: the options of the trainer.
-        gate: the options of the gate.
         resume: continue an interrupted training after its last complete epoch.
-        on_step: called with a description of each step.
-        on_epoch: called after each epoch.
         on_progress: called with the progress of a worker.
 
     Raises:
@@ -203,7 +197,8 @@ def train_cnn(
         )
         on_step(f"training on {options.workers} workers")
         labelled = images.drop("label").join(labels, ["image_id", "source"])
-        trained = trainer.fit(_with_roles(labelled, sides), resume=resume)
+        to_train = sides.holdout.sides(labelled)[0].withColumn("validation", sides.validation.held_out())
+        trained = trainer.fit(to_train, resume=resume)
         on_step("exporting the network")
         exported, head = export_trained(network.architecture, network.size, trained, settings.backbones_dir)
         rows, read = job.featurized(dataset, exported)
@@ -211,12 +206,12 @@ def train_cnn(
         fitted = Fitted(head, *fingerprint_of(sides.holdout.sides(rows)[0]))
         record = _record(network, options, trained.history)
         candidate = judge(fitted, sides.holdout, rows, record, warnings=warnings)
-        at_half = candidate.evaluation
-        if head.threshold is not None:
-            at_half = evaluate(candidate.holdout, replace(head, threshold=None))
+        exact = head.threshold is None
+        at_half = candidate.evaluation if exact else evaluate(candidate.holdout, replace(head, threshold=None))
         on_training = evaluate(candidate.training, head)
         result = job.finish(candidate, rows, BackboneParts.of(exported, golden), exported.sha256, read)
-    path = _write_history(directory, trained.history)
+    path = directory / "history.json"
+    path.write_text(json.dumps(trained.history.as_record(), indent=1) + "\n", encoding="utf-8")
     return CNNResult(result, on_training, at_half, trained.history, trained.bad, trained.n_bad, path)
 
 
@@ -234,7 +229,6 @@ def labels_of(images: DataFrame, given: DataFrame | None, group_by: str | None) 
     Args:
         images: columns image_id, source, label.
         given: the result of `given_labels`.
-        group_by: grouping of images.
 
     Returns:
         Columns image_id, source, label and, with `group_by`, group_id.
@@ -244,11 +238,6 @@ def labels_of(images: DataFrame, given: DataFrame | None, group_by: str | None) 
     claims = images.select("image_id", F.col("image_id").alias("known_as"), "label", at, "source", no_key)
     labels = image_labels(claims, given, group_by)
     return labels.where(F.col("label").isNotNull()).drop("known_as", "contradictory")
-
-
-def _with_roles(images: DataFrame, sides: Sides) -> DataFrame:
-    rows, _ = sides.holdout.sides(images)
-    return rows.withColumn("validation", sides.validation.held_out())
 
 
 def _build(network: CNNOptions, options: TrainerOptions, n_classes: int) -> "keras.Model":
@@ -285,10 +274,7 @@ def export_trained(
     """Split a trained network into its backbone, exported to LiteRT and verified against Keras, and its head.
 
     Args:
-        architecture: name of the architecture.
         input_size: height and width in pixels; None for the network's own.
-        trained: the trained network.
-        cache_dir: folder of exports.
     """
     from models.cnn import head_of, save_body
 
@@ -312,9 +298,7 @@ def as_bundle(
     """Return a trained network as a bundle in memory, without a registry.
 
     Args:
-        architecture: name of the architecture.
         input_size: height and width in pixels; None for the network's own.
-        trained: the trained network.
         golden: images for the golden predictions.
         scratch: folder for the export and the bundle's files.
     """
@@ -337,10 +321,3 @@ def _record(network: CNNOptions, options: TrainerOptions, history: History) -> d
         "metric": network.metric,
     }
     return {name: value for name, value in given.items() if isinstance(value, str | int | float)}
-
-
-def _write_history(directory: Path, history: History) -> Path:
-    """Write the history as JSON."""
-    path = directory / "history.json"
-    path.write_text(json.dumps(history.as_record(), indent=1) + "\n", encoding="utf-8")
-    return path

@@ -28,7 +28,7 @@ from streaming.images.groups import chosen_groups
 from streaming.images.membership import backbone_fitted_on
 from streaming.images.split import Sides
 from streaming.platform.session import spark_session
-from streaming.registry import CHAMPION, open_registry
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.home import make_dir, try_lock
 from streaming.storage.tables import Table
@@ -37,6 +37,7 @@ from streaming.training.backbones import BackboneOptions
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import fit_classifier, fit_projection
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
+from streaming.training.job import champion_of
 from streaming.training.tune_features import Variant, VariantMaker, stored_variant
 from streaming.training.tune_space import Space, make_space
 from streaming.training.tune_study import TrialResult, finished, open_study, outcomes_of, record
@@ -56,8 +57,6 @@ class TuneOptions:
         seed: random seed of the search and the split.
         validation: fraction of the training side used to compare settings.
         holdout: fraction of the images that is held out.
-        projections: projections to try.
-        classifiers: classifiers to try.
     """
 
     trials: int = 30
@@ -110,7 +109,6 @@ class Tuned:
         front: numbers of the trials on the Pareto front of accuracy and throughput (or number of components).
         failed: trial number → reason, for settings that could not be fitted.
         resumed: number of trials of earlier runs.
-        variants: the variants of the features.
         rows: number of images (fitted on, validated on).
         study: the journal of the study.
         warnings: inferred properties of a backbone from a file, one line each.
@@ -141,10 +139,7 @@ def tune(
     """Search on the stored features of the champion's backbone, or on those of a data set.
 
     Args:
-        settings: the settings.
-        options: the options of the search.
         source: images to compute features of; None for the stored features.
-        on_step: called with a description of each step.
         on_trial: called with the number of finished trials after each batch.
 
     Raises:
@@ -152,14 +147,11 @@ def tune(
         ModelError: the backbone is unknown or does not support the input size.
     """
     registry = open_registry(settings.home)
-    current = registry.target(CHAMPION)
-    champion = registry.read(current) if current else None
+    champion = champion_of(registry)
     if source is None and champion is None:
         raise NotFoundError(
             f"there is no champion model in {registry.place}, whose features are needed: run 'imagestream train' "
-            f"first, or "
-            f"give "
-            "--images or --dataset"
+            "first, or give --images or --dataset"
         )
     features = Table(settings.place.tables, "features")
     sides = Sides.of(options.holdout, options.validation, options.seed, chosen_groups(None, champion))
@@ -178,16 +170,12 @@ def tune(
 
 
 def search(
-    variants: Sequence[Variant],
-    options: TuneOptions,
-    work: Path,
-    on_trial: Callable[[int], None] = lambda _: None,
+    variants: Sequence[Variant], options: TuneOptions, work: Path, on_trial: Callable[[int], None] = lambda _: None
 ) -> Tuned:
     """Search, continuing the study in `work` if there is one.
 
     Args:
         variants: at least one variant of the features of the same images.
-        options: the options of the search.
         work: folder for the study.
         on_trial: called with the number of finished trials after each batch.
 
@@ -263,7 +251,6 @@ class _Job:
         """Fit batches of trials in threads and record them in order, so that the same seed gives the same search.
 
         Args:
-            study: the study.
             done: number of trials that have finished.
             on_trial: called with the number of finished trials after each batch.
         """
@@ -275,7 +262,8 @@ class _Job:
                 trials = [study.ask() for _ in range(min(self.options.jobs, self.options.trials - done))]
                 asked = [self._suggested(trial) for trial in trials]
                 for variant, options in asked:
-                    self._solve_pca(variant, options)
+                    if options.projection == "pca" and variant.name not in self.pcas:
+                        self.pcas[variant.name] = fit_pca(gram_sums(variant.fit_rows), explained_variance=1.0)
                 fitted = [pool.submit(self._fit, trial.number, *one) for trial, one in zip(trials, asked, strict=True)]
                 for trial, one in zip(trials, fitted, strict=True):
                     record(study, trial, one.result())
@@ -293,10 +281,6 @@ class _Job:
         names = [one.name for one in self.variants]
         name = trial.suggest_categorical("features", names) if len(names) > 1 else names[0]
         return self.variants[names.index(name)], self.spaces[name].suggest(trial)
-
-    def _solve_pca(self, variant: Variant, options: FitOptions) -> None:
-        if options.projection == "pca" and variant.name not in self.pcas:
-            self.pcas[variant.name] = fit_pca(gram_sums(variant.fit_rows), explained_variance=1.0)
 
     def _fit(self, number: int, variant: Variant, options: FitOptions) -> TrialResult | str:
         """Fit and evaluate; return the reason if the settings cannot be fitted."""

@@ -43,8 +43,6 @@ class Variant:
         name: unique name, e.g. `160 int8`.
         input_size, precision: the options with which training computes the same features; None for the backbone's own.
         sha256: SHA-256 of the backbone.
-        n_features: width of the features.
-        classes: class names.
         fit_rows, validation_rows: columns image_id, label, features; persisted.
         n_fit, n_validation: number of these rows.
         fingerprint: hash of the images and labels of both.
@@ -80,10 +78,6 @@ def stored_variant(
     """Return the champion's stored features; only the golden images of its bundle are read.
 
     Args:
-        spark: the session.
-        features: the table `features`.
-        champion: the champion's bundle.
-        sides: the split.
         trained_on: images on which the backbone was trained, which are excluded from validation.
 
     Raises:
@@ -91,7 +85,7 @@ def stored_variant(
     """
     entry = champion.manifest.backbone
     labelled = labelled_features(spark, features, champion.backbone_sha256, group_by=sides.holdout.group_by)
-    rows = _ordered(labelled, entry.n_features)
+    rows = in_order(labelled, entry.n_features).persist()
     scorer = load_scorer(champion)
     seconds = _seconds_per_image(scorer.engine, golden_images(champion.arrays(GOLDEN)), scorer.fitting)
     made = _MeasuredBackbone(
@@ -144,7 +138,7 @@ class VariantMaker:
                 raise DataError(f"none of {self.dataset.n_images:,} images can be decoded; {path}: {why}")
             group_by = self.sides.holdout.group_by
             labelled = labelled_features(self.spark, self.features, made.source.sha256, group_by=group_by)
-            rows = _ordered(labelled, entry.n_features)
+            rows = in_order(labelled, entry.n_features).persist()
             return self._timed(made, size), rows
 
     def _timed(self, made: PreparedBackbone, size: int | None) -> "_MeasuredBackbone":
@@ -173,10 +167,6 @@ class _MeasuredBackbone:
     @property
     def name(self) -> str:
         return "×".join(map(str, dict.fromkeys(self.pixels))) + f" {self.precision}"
-
-
-def _ordered(rows: DataFrame, n_features: int) -> DataFrame:
-    return in_order(rows, n_features).persist()
 
 
 def _variant(made: _MeasuredBackbone, rows: DataFrame, sides: Sides, trained_on: BloomFilter | None = None) -> Variant:

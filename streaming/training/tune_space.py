@@ -38,8 +38,6 @@ class Space:
     """A search space for features of one width.
 
     Attributes:
-        projections: projections to try.
-        classifiers: classifiers to try.
         lowest_eps: smallest eps for which a random projection is narrower than the features.
         base: the settings that are not searched.
     """
@@ -98,9 +96,6 @@ def make_space(
     """Return the search space; an exact PCA that exceeds the memory limit is replaced by a randomized one.
 
     Args:
-        projections: projections to try.
-        classifiers: classifiers to try.
-        n_features: width of the features.
         n_rows: number of training rows.
         base: the settings that are not searched.
 
@@ -123,8 +118,7 @@ def make_space(
     if not kept or not classifiers:
         raise ConfigurationError(
             f"the search space is empty: a random projection does not reduce {n_features:,} features for {n_rows:,} "
-            f"rows; "
-            "allow another projection"
+            "rows; allow another projection"
         )
     return Space(tuple(kept), tuple(classifiers), lowest_eps or MAX_EPS, base)
 
@@ -133,8 +127,6 @@ def command_of(options: FitOptions, command: Sequence[str], *, every: bool = Fal
     """Return `command` with flags for the settings.
 
     Args:
-        options: the settings.
-        command: words of the command.
         every: include settings at their default, for a command whose defaults are the champion's settings.
     """
     words = list(command)

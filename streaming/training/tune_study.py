@@ -22,9 +22,7 @@ class TrialResult:
     """The result of one trial: its settings and their metrics on the validation rows.
 
     Attributes:
-        number: number of the trial.
         variant: name of the features.
-        options: the settings.
         accuracy: accuracy on the validation rows.
         macro_f1: macro F1 on the validation rows.
         log_loss: log loss on the validation rows, in nats.
@@ -63,8 +61,6 @@ def open_study(path: Path, name: str, seed: int, first: dict[str, Any]) -> Itera
 
     Args:
         path: the journal.
-        name: name of the study.
-        seed: random seed of the search.
         first: suggestions of a new study's first trial.
 
     Raises:
@@ -106,13 +102,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def record(study: "optuna.Study", trial: "optuna.Trial", result: TrialResult | str) -> None:
-    """Record the result of a trial, or why it failed.
-
-    Args:
-        study: the study.
-        trial: the trial.
-        result: the result, or the reason for the failure.
-    """
+    """Record the result of a trial, or why it failed."""
     from optuna.trial import TrialState
 
     if isinstance(result, str):

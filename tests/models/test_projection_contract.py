@@ -20,7 +20,7 @@ def _pca(features: Features) -> Projection:
 
 
 def _randomized_pca(features: Features) -> Projection:
-    sketch = RangeSketch.for_components(features.shape[1], 20)
+    sketch = RangeSketch(features.shape[1], 50)
     sketch.add(features)
     return fit_randomized_pca(sketch, k=20)
 

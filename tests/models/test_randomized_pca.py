@@ -30,7 +30,7 @@ def explained(pca: PCA, rows: Features) -> float:
 
 def test_components_capture_nearly_as_much_variance_as_exact_pca(digits: Digits) -> None:
     rows = digits.features
-    sketch = RangeSketch.for_components(rows.shape[1], 10)
+    sketch = RangeSketch(rows.shape[1], 30)
     sketch.add(rows)
     got = fit_randomized_pca(sketch, k=10)
     assert (got.n_in, got.n_out) == (rows.shape[1], 10)

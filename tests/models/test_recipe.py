@@ -32,7 +32,9 @@ def prepared(recipe: Recipe, data: bytes | None = None) -> np.ndarray:
     assert not isinstance(pixels, BadImage)
     assert (pixels.shape, pixels.dtype) == (recipe.pixel_shape, recipe.pixel_dtype)
     tensor = recipe.tensor(pixels[np.newaxis])[0]
-    assert (tensor.shape, tensor.dtype) == (recipe.tensor_shape, recipe.dtype)
+    height, width, channels = recipe.pixel_shape
+    expected = (height, width, channels) if recipe.layout == "nhwc" else (channels, height, width)
+    assert (tensor.shape, tensor.dtype) == (expected, recipe.dtype)
     return tensor
 
 

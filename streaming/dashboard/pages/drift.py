@@ -6,7 +6,7 @@ import streamlit as st
 
 from streaming.dashboard import charts, data
 from streaming.dashboard.context import Dashboard
-from streaming.dashboard.layout import cards, empty, percent, run_query, title
+from streaming.dashboard.layout import cards, empty, panel, percent, run_query, title
 
 PSI = {"psi_max": "farthest component", "psi_mean": "mean of components", "psi_expected": "mean without drift"}
 LOW = {"low_confidence": "now", "low_confidence_in_training": "reference"}
@@ -32,19 +32,17 @@ def show(dashboard: Dashboard) -> None:  # noqa: ARG001  the signature of all pa
         ]
     )
     if judged:
-        with st.container(border=True):
-            st.markdown("**Drift test**: p-value of each window, with the threshold for one false alarm in 100 days")
-            st.altair_chart(charts.drift_windows(judged), key="windows")
-    with st.container(border=True):
-        st.markdown("**Population stability index** of each micro-batch, and its expectation without drift")
-        st.altair_chart(charts.drift(rows, PSI, "PSI"), key="psi")
+        what = "**Drift test**: p-value of each window, with the threshold for one false alarm in 100 days"
+        panel(what, charts.drift_windows(judged), "windows")
+    what = "**Population stability index** of each micro-batch, and its expectation without drift"
+    panel(what, charts.drift(rows, PSI, "PSI"), "psi")
     left, right = st.columns(2)
-    with left, st.container(border=True):
-        st.markdown("**Mean shift**, in standard deviations of the held-out images")
-        st.altair_chart(charts.drift(rows, {"mean_shift": "largest shift"}, "standard deviations"), key="shift")
-    with right, st.container(border=True):
-        st.markdown("**Low confidence**: share of predictions below the reference's 10th percentile")
-        st.altair_chart(charts.drift(rows, LOW, "share"), key="low")
+    with left:
+        chart = charts.drift(rows, {"mean_shift": "largest shift"}, "standard deviations")
+        panel("**Mean shift**, in standard deviations of the held-out images", chart, "shift")
+    with right:
+        what = "**Low confidence**: share of predictions below the reference's 10th percentile"
+        panel(what, charts.drift(rows, LOW, "share"), "low")
 
 
 def _verdict(window: dict[str, Any] | None) -> tuple[str, str]:

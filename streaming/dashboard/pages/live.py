@@ -7,7 +7,7 @@ import streamlit as st
 from streaming.dashboard import charts, data
 from streaming.dashboard.context import Dashboard
 from streaming.dashboard.data import Window
-from streaming.dashboard.layout import NOTHING, ago, cards, empty, errors_shown, percent, plain, seconds, title
+from streaming.dashboard.layout import NOTHING, ago, cards, empty, errors_shown, panel, percent, plain, seconds, title
 from streaming.pipeline.observe import read_state
 from streaming.registry import CHAMPION, open_registry
 
@@ -106,24 +106,17 @@ def _plots(dashboard: Dashboard, window: Window) -> None:
         st.altair_chart(charts.throughput(came, window, swaps), key="throughput")
         if swaps:
             st.caption(f"Last change: version {swaps[0]['before']} → {swaps[0]['version']}, {ago(swaps[0]['moment'])}")
-    with right, st.container(border=True):
-        st.markdown("**Latency** from publishing to the committed row")
+    with right:
         waited = data.latency(reader, window)
-        if waited:
-            st.altair_chart(charts.latency(waited, window), key="latency")
-        else:
-            st.caption("No message has a publishing time.")
+        chart = charts.latency(waited, window) if waited else None
+        panel("**Latency** from publishing to the committed row", chart, "latency", "No message has a publishing time.")
     left, right = st.columns(2)
-    with left, st.container(border=True):
-        st.markdown("**Accuracy** on labelled images")
+    with left:
         judged = data.accuracy(reader, window)
-        if judged:
-            st.altair_chart(charts.accuracy(judged, window), key="accuracy")
-        else:
-            st.caption("No labels yet: publish images with labels, or add labels on the page Predictions.")
-    with right, st.container(border=True):
-        st.markdown("**Quarantined** messages")
-        if any(row["quarantined"] for row in came):
-            st.altair_chart(charts.per_step(came, window, "quarantined", "messages"), key="quarantined")
-        else:
-            st.caption("None in this time range.")
+        chart = charts.accuracy(judged, window) if judged else None
+        unlabelled = "No labels yet: publish images with labels, or add labels on the page Predictions."
+        panel("**Accuracy** on labelled images", chart, "accuracy", unlabelled)
+    with right:
+        some = any(row["quarantined"] for row in came)
+        chart = charts.per_step(came, window, "quarantined", "messages") if some else None
+        panel("**Quarantined** messages", chart, "quarantined", "None in this time range.")

@@ -112,7 +112,8 @@ def _rows(dashboard: Dashboard, found: data.Rows) -> None:
 
 
 def _show_message(dashboard: Dashboard, row: dict[str, Any]) -> None:
-    value = data.bad_bytes(dashboard.reader, row["topic"], row["partition"], row["offset"])
+    found = data.one_quarantined(dashboard.reader, row["topic"], row["partition"], row["offset"])
+    value = found["value"] if found else None
     with st.container(border=True):
         left, right = st.columns([1, 2])
         with left:

@@ -16,8 +16,9 @@ from pyspark.sql import functions as F  # noqa: N812
 from models.backbone import ExportedBackbone
 from models.engine import LiteRTEngine
 from models.scorer import decode_all
-from streaming.images.dataset import LabelledFile, digit_images, list_images, read_dataset, write_images
+from streaming.images.dataset import digit_images, read_dataset, write_images
 from streaming.images.featurize import BYTES_PER_TASK, IMAGES_PER_TASK, featurize, task_count
+from streaming.images.image_folder import LabelledFile
 from streaming.images.images_frame import images_frame
 from streaming.images.labels import labelled_features
 from streaming.images.split import Split
@@ -34,7 +35,7 @@ def test_good_files_become_rows_and_bad_files_are_reported(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     folder = write_images(tmp_path / "images", digit_images(9))
-    good = list_images(folder)
+    good = read_dataset(folder).files
     content = Path(good[0].path).read_bytes()
     bad = {"empty.png": b"", "notes.txt": b"this is text", "cut.png": content[: len(content) // 2]}
     for name, data in bad.items():
@@ -68,7 +69,7 @@ def test_good_files_become_rows_and_bad_files_are_reported(
 def test_second_run_featurizes_only_new_or_changed_files(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
-    files = list_images(write_images(tmp_path / "images", digit_images(9)))
+    files = read_dataset(write_images(tmp_path / "images", digit_images(9))).files
     table = Table(tmp_path, "features")
     assert featurize(spark, files[:4], exported, table).reused == 0
     again = featurize(spark, files, exported, table)
@@ -87,12 +88,12 @@ def test_duplicates_and_conflicting_labels_are_counted(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     folder = write_images(tmp_path / "images", digit_images(4))
-    first, second, *_ = list_images(folder)
+    first, second, *_ = read_dataset(folder).files
     copies = {"same.png": (first, first.label), "other.png": (second, "another"), "third.png": (second, second.label)}
     for name, (file, label) in copies.items():
         (folder / str(label)).mkdir(exist_ok=True)
         shutil.copy(file.path, folder / str(label) / name)
-    result = featurize(spark, list_images(folder), exported, Table(tmp_path, "features"))
+    result = featurize(spark, read_dataset(folder).files, exported, Table(tmp_path, "features"))
     assert (result.rows, result.duplicates, result.conflicting) == (7, 3, 1)
     assert result.warnings() == [
         "3 images are duplicates of others, byte for byte",
@@ -103,7 +104,7 @@ def test_duplicates_and_conflicting_labels_are_counted(
 def test_augmented_copies_are_stored_with_their_image_and_recomputed_by_each_run(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
-    files = list_images(write_images(tmp_path / "images", digit_images(3)))
+    files = read_dataset(write_images(tmp_path / "images", digit_images(3))).files
     table = Table(tmp_path, "features")
     featurize(spark, files, exported, table)
     result = featurize(spark, files, exported, table, augment=2)

@@ -26,7 +26,7 @@ from models.scorer import decode_all, load_head
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import run
 from streaming.errors import ServiceError
-from streaming.images.dataset import digit_images, list_images, write_images
+from streaming.images.dataset import digit_images, read_dataset, write_images
 from streaming.jobs.feature_files import SCHEMA, write_feature_files
 from streaming.jobs.output import FileFormat, check_output, output_format
 from streaming.registry import open_registry
@@ -113,7 +113,7 @@ def test_folder_to_csv_of_principal_components(settings: Settings, tmp_path: Pat
         str(folder / "7" / "bad.png"): "not_an_image: starts with 6e 6f 20 69 6d 61 67 65, no known image format"
     }
     (folder / "7" / "bad.png").unlink()
-    files = list_images(folder)
+    files = read_dataset(folder).files
     names, labels, found = rows_of(output, "csv")
     assert names == [file.path for file in files]
     assert labels == [file.label for file in files]
@@ -135,7 +135,7 @@ def test_model_option_uses_its_backbone_and_projection(settings: Settings, train
     summary = imagestream(settings, "features", "--images", folder, "--output", output, "--model", 1)
     assert (summary["rows"], summary["featurized"]["reused"]) == (8, 0)
     engine = LiteRTEngine(bundle_folder(trained, 1) / FLATBUFFER_FILE)
-    images = decode_all([Path(file.path).read_bytes() for file in list_images(folder)], engine.input_size).images
+    images = decode_all([Path(file.path).read_bytes() for file in read_dataset(folder).files], engine.input_size).images
     expected = load_head(registry.read(1)).projection.transform(engine(images))
     np.testing.assert_allclose(rows_of(output, "parquet")[2], expected, atol=1e-4)
 

@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score
 from models.arrays import Features
 from models.classifier import LogisticRegression
 from models.errors import ModelError
+from models.paired import PairedCounts
 from models.projection import NoProjection
 from models.score_histogram import ScoreHistogram
 from models.scorer import Head, load_scorer
@@ -31,7 +32,7 @@ from streaming.training.choose_threshold import tuned_threshold, with_threshold
 from streaming.training.evaluate import evaluate, predict
 from streaming.training.fit import Fitted, fit
 from streaming.training.fit_options import FitOptions
-from streaming.training.gate import PairedCounts, pair
+from streaming.training.gate import pair
 from tests.conftest import imagestream
 
 CLASSES = ("absent", "present")

@@ -35,7 +35,8 @@ from streaming.training import accumulators as sums_module
 from streaming.training import fit as fit_module
 from streaming.training.accumulators import gram_sums, range_sketch
 from streaming.training.evaluate import evaluate
-from streaming.training.fit import FitOptions, fit, fit_classifier, fit_projection, in_order, variance_kept
+from streaming.training.fit import fit, fit_classifier, fit_projection, in_order, variance_kept
+from streaming.training.fit_options import FitOptions
 
 CLASSES = tuple("0123456789")
 ROWS = 800
