@@ -109,8 +109,8 @@ def _as_onnx(flatbuffer: Path, packages: Path, target: Path) -> Path:
 
 def _against_spark(service: Service, settings: Settings, way: str, aim: float, name: str) -> Pair:
     """Compare ours, at `BATCH`, with Keras on Spark, at its own batch size; both without the first micro-batch."""
-    bundle = open_registry(settings.home)
-    backbone = bundle.read(1).manifest.backbone
+    bundle = service.scratch / f"bundle-{way}"
+    backbone = open_registry(settings.home).fetch(1, bundle).manifest.backbone
     head = write_head(service, settings)
 
     def peer(run: int) -> float:
@@ -121,7 +121,7 @@ def _against_spark(service: Service, settings: Settings, way: str, aim: float, n
                 sys.executable, "-m", "benchmarks.peers.spark_keras", "--way", way, "--bootstrap",
                 service.settings.bootstrap_servers, "--topic", topic, "--table", service.scratch / topic / "table",
                 "--backbone", backbone.name, "--size", *backbone.input_size, "--weights",
-                bundle.path(1) / WEIGHTS_FILE, "--head", head, environment=service.environment(topic),
+                bundle / WEIGHTS_FILE, "--head", head, environment=service.environment(topic),
             )["images_per_s"]
         )  # fmt: skip
 
