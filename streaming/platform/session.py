@@ -30,6 +30,7 @@ from streaming.storage.home import make_dir
 SPARK_LOG = "spark.log"
 GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"  # PySpark's only information if the JVM has ended
 MAX_LOG_BYTES = 256 * 1024
+OUT_OF_MEMORY = b"java.lang.OutOfMemoryError"
 LAST_ASCII = 0x7F
 ROWS_PER_ARROW_BATCH = 64  # a batch of 64 images waits 0.1 s for its input, one of 250 images about 2 s
 BYTES_PER_ARROW_BATCH = 8 * 1024**2  # limits the number of large messages in a batch
@@ -99,7 +100,7 @@ def spark_session(
     log = make_dir(settings.work_dir) / SPARK_LOG
     running = SparkSession.getActiveSession()
     if running is not None:
-        with _failures_of_jobs(log):
+        with _failures_of_jobs(log, settings.driver_memory):
             yield _session_in_context(running, CONF | dict(conf))
         return
     check_user()
@@ -132,7 +133,7 @@ def spark_session(
                 f"Spark did not start ({_cause_from_log(error, log, before)}); its log: {log}"
             ) from error
     try:
-        with _failures_of_jobs(log):
+        with _failures_of_jobs(log, settings.driver_memory):
             yield spark
     finally:
         spark.stop()
@@ -148,13 +149,26 @@ def _cause_from_log(error: Exception, log: Path, before: int) -> str:
 
 
 @contextmanager
-def _failures_of_jobs(log: Path) -> Iterator[None]:
+def _failures_of_jobs(log: Path, memory: str) -> Iterator[None]:
+    before = log.stat().st_size if log.exists() else 0
     try:
         yield
     except (PySparkException, Py4JError) as error:
-        message = f"a Spark job failed: {cause(error)}; its log: {log}"
+        if _ran_out_of_memory(log, before):  # the error is only that the context was shut down
+            message = f"Spark's JVM ran out of its memory of {memory}: set a larger --driver-memory; its log: {log}"
+        else:
+            message = f"a Spark job failed: {cause(error)}; its log: {log}"
         found = decode(str(error))
         raise (ServiceError(message) if found is None else with_message(found, message)) from error
+
+
+def _ran_out_of_memory(log: Path, before: int) -> bool:
+    """Whether the newest lines of the log, at most from byte `before` on, have an OutOfMemoryError."""
+    if not log.exists():
+        return False
+    with log.open("rb") as file:
+        file.seek(max(before, log.stat().st_size - MAX_LOG_BYTES))
+        return OUT_OF_MEMORY in file.read(MAX_LOG_BYTES)
 
 
 def _session_in_context(running: SparkSession, conf: Mapping[str, str]) -> SparkSession:

@@ -21,13 +21,14 @@ from streaming.pipeline.preflight import with_fixed_heap
 from streaming.platform.session import spark_session
 from streaming.settings import read_settings
 
-home, jars, master, memory = sys.argv[1:]
+home, jars, master, memory, statement = sys.argv[1:]
 asked = {"home": Path(home), "jars": Path(jars), "master": master, "driver_memory": memory}
 settings, java_options = with_fixed_heap(read_settings().model_copy(update=asked))
 try:
     for _ in range(2):
         with spark_session(settings, "test", java_options=java_options) as spark:
             sockets = Path(spark.conf.get("spark.python.unix.domain.socket.dir"))
+            spark.sql(statement).collect()
             print(spark.range(10).mapInPandas(lambda rows: rows, "id long").count(), oct(sockets.stat().st_mode)[-3:])
     print(sockets)
 except ServiceError as error:
@@ -35,9 +36,9 @@ except ServiceError as error:
 """
 
 
-def start(home: Path, memory: str, **environment: str) -> list[str]:
+def start(home: Path, memory: str, statement: str = "SELECT 1", **environment: str) -> list[str]:
     jars = read_settings().jars_dir.resolve()
-    command = [sys.executable, "-c", START, str(home), str(jars), "local[1]", memory]
+    command = [sys.executable, "-c", START, str(home), str(jars), "local[1]", memory, statement]
     done = subprocess.run(
         command, env=os.environ | environment, check=True, capture_output=True, text=True, timeout=120
     )
@@ -62,6 +63,11 @@ def test_too_little_memory_is_reported_with_the_minimum(tmp_path: Path) -> None:
 def test_jvm_that_exits_at_once_is_reported_with_its_log(tmp_path: Path) -> None:
     (error,) = start(tmp_path, "1g", SPARK_SUBMIT_OPTS="-XX:+UseParallelGC")
     assert "Multiple garbage collectors selected" in error
+
+
+def test_job_that_exhausts_the_memory_of_the_jvm_is_reported_with_the_setting(tmp_path: Path) -> None:
+    (error,) = start(tmp_path, "500m", "SELECT length(repeat(id, 2000000000)) FROM range(1)")
+    assert error.startswith("Spark's JVM ran out of its memory of 500m: set a larger --driver-memory;")
 
 
 @pytest.mark.parametrize(
