@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 
+from benchmarks.commits import a_bucket
 from benchmarks.pairs import Pair
 from benchmarks.processes import PEERS, run_json
 from benchmarks.service import CORES, Service, a_service
@@ -11,6 +12,7 @@ from models.tflite_to_onnx import to_onnx
 from streaming.platform.engines import Engines
 from streaming.registry import open_registry
 from streaming.settings import Settings
+from tests.object_store import BUCKET, WEED
 
 IMAGES, FEWER_IMAGES, QUICK_IMAGES = 20_000, 10_000, 4_000
 BATCH, SMALL_BATCH = 2_000, 1_000
@@ -31,6 +33,9 @@ def questions() -> Iterator[Pair]:
             how = f" with {' '.join(map(str, gain))} ({accuracies})"
             yield _against_bare(service, quicker, plain, FEWER_IMAGES, BATCH, 1.3, how, runs=1)
         yield _transactional(service, plain, FEWER_IMAGES, BATCH)
+        if WEED.exists():
+            with a_bucket(service.scratch):
+                yield _in_bucket(service, plain, FEWER_IMAGES)
 
 
 def quick_questions() -> Iterator[Pair]:
@@ -65,6 +70,12 @@ def _against_bare(
     engine = chosen_engine(bare)
     question = f"Kafka → Delta, {images:,} images in micro-batches of {batch:,}{how}, against the bare loop on {engine}"
     return Pair(question, "images/s", aim, *in_turn(stream, loop, runs))
+
+
+def _in_bucket(service: Service, bare: Settings, images: int, runs: int = RUNS) -> Pair:
+    """Compare a home in a SeaweedFS bucket on loopback, which runs on the same cores, with the bare loop."""
+    bucket = service.home("bucket", uri=f"s3://{BUCKET}/home")
+    return _against_bare(service, bucket, bare, images, BATCH, 1.0, " with the home in a bucket", runs)
 
 
 def _transactional(service: Service, settings: Settings, images: int, batch: int, runs: int = RUNS) -> Pair:
