@@ -1,23 +1,25 @@
 """Renders a report as a self-contained HTML file, without scripts or requests, in a light and a dark theme.
 
-Untrusted text (names of classes, files, libraries) is escaped by `text`.
+The template is `report_page.html`. Jinja2 escapes markup in untrusted text (names of classes, files, libraries), and
+`printable` replaces characters that hide or reorder others.
 """
 
 import base64
-import html
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from string import Template
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from models.evaluation import FEW_ROWS, Evaluation, Interval
 from streaming.reports import plots
-from streaming.reports.plots import Sample, png
+from streaming.reports.plots import png
 from streaming.reports.report_content import CONFIDENCE, ModelReport, VersionComparison
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
@@ -86,31 +88,37 @@ def figures_of(report: ModelReport) -> Figures:
 
 def page(report: ModelReport, figures: Figures) -> str:
     """Return the report as HTML."""
-    sections = [
-        _headline(report.evaluation),
-        _fitted(report.fitted) if report.fitted else "",
-        _section("Notes", "".join(f"<p>{text(note)}</p>" for note in report.notes)) if report.notes else "",
-        _comparison(report.comparison) if report.comparison else "",
-        _section("Per class", _per_class(report.evaluation)),
-        _section("Figures", _grid("wide", (_figure(*figure) for figure in figures.values()))),
-        _section("Most confident mistakes", _mistakes(report.mistakes)),
-    ]
-    if report.lineage:
-        cards = (_card(f"<h3>{text(name)}</h3>{_definitions(values)}") for name, values in report.lineage.items())
-        sections.append(_section("Lineage", _grid("wide", cards)))
-    template = Template(TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute(
-        title=text(report.title), about=text(report.about), sections="\n".join(filter(None, sections))
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=printable,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"inline": _inline, "as_png": _as_png, "format_as": format}
+    return environment.get_template(TEMPLATE.name).render(
+        report=report,
+        headline=_headline(report.evaluation),
+        comparison=_comparison(report.comparison) if report.comparison else None,
+        per_class=_per_class(report.evaluation),
+        figures=[
+            {"title": title, "caption": caption, "light": png(draw, "light"), "dark": png(draw, "dark")}
+            for draw, title, caption in figures.values()
+        ],
     )
 
 
-def text(value: object) -> str:
-    """Escape untrusted text: markup, characters that hide or reorder others, and excessive length."""
+def printable(value: object) -> object:
+    """Untrusted text without characters that hide or reorder others, and shortened to `MAX_TEXT` characters."""
+    if isinstance(value, Markup):
+        return value
     shown = "".join(character if character.isprintable() else "\ufffd" for character in str(value)[: MAX_TEXT + 1])
-    return html.escape(shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…")
+    return shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…"
 
 
-def _headline(found: Evaluation) -> str:
+def _headline(found: Evaluation) -> list[tuple[str, str, str]]:
+    """(name, value, explanation) of each metric that is defined."""
     level = f"{CONFIDENCE:.0%}"
     figures = [
         ("Accuracy", f"{found.accuracy:.2%}", f"{level}: {_between(found.accuracy_interval(CONFIDENCE), '.2%')}"),
@@ -120,15 +128,7 @@ def _headline(found: Evaluation) -> str:
         ("Calibration error", f"{found.calibration_error:.4f}", "mean difference between confidence and accuracy"),
         ("Images", f"{found.rows:,}", f"{found.correct:,} correct, {found.rows - found.correct:,} wrong"),
     ]
-    cards = (
-        _card(
-            f'<div class="label">{text(name)}</div><div class="value" data-figure="{text(name)}">{text(value)}</div>'
-            f'<div class="label">{text(more)}</div>'
-        )
-        for name, value, more in figures
-        if value != "nan"
-    )
-    return _grid("row", cards)
+    return [figure for figure in figures if figure[1] != "nan"]
 
 
 def _macro_f1_interval(found: Evaluation, level: str) -> str:
@@ -138,7 +138,7 @@ def _macro_f1_interval(found: Evaluation, level: str) -> str:
     return f"{interval}; below {level} confidence: {found.rare_classes} classes have fewer than {FEW_ROWS} images"
 
 
-def _comparison(compared: VersionComparison) -> str:
+def _comparison(compared: VersionComparison) -> dict[str, Any]:
     paired, ours, theirs = compared.paired, compared.ours, compared.theirs
     counts = paired.counts
     low, high = compared.gain
@@ -162,14 +162,10 @@ def _comparison(compared: VersionComparison) -> str:
         [f"only version {compared.against} correct", f"{counts.only_champion:,}"],
         ["neither correct", f"{counts.neither:,}"],
     ]
-    tables = [
-        _table(["", "this version", f"version {compared.against}", "difference"], rows),
-        _table(["", "images"], pairs),
-    ]
-    return _section(f"Comparison with version {compared.against}", f"<p>{text(sentence)}</p>{_grid('wide', tables)}")
+    return {"against": compared.against, "sentence": Markup.escape(sentence), "metrics": rows, "pairs": pairs}
 
 
-def _per_class(found: Evaluation) -> str:
+def _per_class(found: Evaluation) -> list[list[str]]:
     rows = []
     for index in np.flatnonzero(found.occurring):
         area = found.auc[index]
@@ -183,69 +179,7 @@ def _per_class(found: Evaluation) -> str:
     ):
         last = f"{area:.4f}" if np.isfinite(area) else "–"
         rows.append([name, *_four(mean(figure) for figure in figures), last, f"{found.rows:,}"])
-    return _table(["class", "precision", "recall", "F1", "ROC AUC", "images"], rows)
-
-
-def _mistakes(mistakes: Sequence[Sample]) -> str:
-    if not mistakes:
-        return "<p>None: all predictions are correct.</p>"
-    return _grid("wide", (_card(_answer(one)) for one in mistakes))
-
-
-def _answer(sample: Sample) -> str:
-    if sample.pixels is None:
-        picture = '<span class="none">image not available</span>'
-    else:
-        alt = f"{sample.label}, predicted as {sample.predicted}"
-        picture = f'<img src="{_inline(_as_png(sample.pixels))}" alt="{text(alt)}">'
-    lines = [
-        f'<span class="wrong">✗ {text(sample.predicted)}</span>, confidence {sample.confidence:.1%}',
-        f'true class <span class="right">{text(sample.label)}</span>',
-        f'<span class="muted">{text(sample.source or "unknown source")}<br>{text(sample.image_id[:16])}…</span>',
-    ]
-    return f'<div class="answer">{picture}<div>{"<br>".join(lines)}</div></div>'
-
-
-def _figure(draw: Callable[[], Figure], title: str, caption: str) -> str:
-    light, dark = (_inline(png(draw, style)) for style in ("light", "dark"))
-    return (
-        f'<figure class="card"><h3>{text(title)}</h3><picture>'
-        f'<source srcset="{dark}" media="(prefers-color-scheme: dark)"><img src="{light}" alt="{text(title)}: '
-        f'{text(caption)}"></picture><figcaption>{text(caption)}</figcaption></figure>'
-    )
-
-
-def _fitted(found: Evaluation) -> str:
-    """Return the section on images on which the model may have been fitted."""
-    return _section(
-        "Training images",
-        f"<p>Accuracy {found.accuracy:.2%}, log loss {found.log_loss:.4f} on {found.rows:,} labelled images on which "
-        f"the "
-        "model may have been fitted. These metrics do not measure its quality on new images, and all other metrics "
-        "exclude these images.</p>",
-    )
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _definitions(values: Mapping[str, str]) -> str:
-    return f"<dl>{''.join(f'<dt>{text(name)}</dt><dd>{text(value)}</dd>' for name, value in values.items())}</dl>"
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{text(title)}</h2>{content}</section>"
-
-
-def _grid(kind: str, cells: Iterable[str]) -> str:
-    return f'<div class="{kind}">{"".join(cells)}</div>'
-
-
-def _card(content: str) -> str:
-    return f'<div class="card">{content}</div>'
+    return rows
 
 
 def _between(interval: Interval, form: str) -> str:
@@ -262,5 +196,5 @@ def _as_png(pixels: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _inline(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+def _inline(data: bytes) -> Markup:
+    return Markup("data:image/png;base64,{}").format(base64.b64encode(data).decode())
