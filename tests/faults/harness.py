@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -427,15 +427,17 @@ def decisions(settings: Settings) -> list[Decision]:
 
 def check_one_attempt(settings: Settings) -> None:
     """The rows of a batch are those of the files in its decision, with equal timestamps to the microsecond."""
-    for decision in decisions(settings):
-        for name, made_at in (("predictions", "scored_at"), ("quarantine", "quarantined_at")):
-            columns = ["partition", "offset", made_at]
+    for name, made_at in (("predictions", "scored_at"), ("quarantine", "quarantined_at")):
+        columns = ["partition", "offset", made_at]
+        found: dict[tuple[str, int], list[str]] = defaultdict(list)
+        for row in rows(settings, f'SELECT query_id, batch_id, "partition", "offset", {made_at} FROM {name}'):  # noqa: S608
+            found[row["query_id"], row["batch_id"]].append(repr([row[column] for column in columns]))
+        for decision in decisions(settings):
             stored = [settings.place.store.get(f"tables/{name}/{file.path}") for file in decision.files[name]]
             files = [pa.BufferReader(data) for data in stored if data is not None]
             written = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
-            sql = f'SELECT "partition", "offset", {made_at} FROM {name} WHERE batch_id = {decision.number}'  # noqa: S608
-            found = rows(settings, f"{sql} AND query_id = '{decision.stream}'")
-            assert sorted(map(repr, found)) == sorted(map(repr, written)), f"batch {decision.number}, {name}"
+            expected = sorted(repr([row[column] for column in columns]) for row in written)
+            assert sorted(found[decision.stream, decision.number]) == expected, f"batch {decision.number}, {name}"
 
 
 def _check_features(settings: Settings, found: list[dict[str, Any]]) -> None:
