@@ -130,7 +130,7 @@ def test_threshold_can_be_tuned_for_any_two_class_head(training: DataFrame, head
     high, low = (tuned_threshold(training, head, ThresholdAim(costs=costs)) for costs in ((10.0, 1.0), (1.0, 10.0)))
     assert low < high
     wide = replace(head, classes=("a", "b", "c"), classifier=LogisticRegression(np.eye(4)[:3], np.zeros(3)))
-    with pytest.raises(ModelError, match="for two classes, there are 3"):
+    with pytest.raises(ModelError, match="requires two classes, got 3"):
         tuned_threshold(training, wide, ThresholdAim())
 
 

@@ -218,7 +218,7 @@ def test_unsuitable_projection_is_rejected_before_any_job(spark: SparkSession) -
     with pytest.raises(ModelError, match=r"PCA of 62,720 features needs 31.5 GB .* use a sparse random projection"):
         fit_projection(wide, 4, FitOptions())
     narrow = frame_of(spark, np.zeros((4, 8), np.float32), ["a", "b"] * 2)
-    with pytest.raises(ModelError, match="1 to 8 columns, got 1188; a larger eps"):
+    with pytest.raises(ModelError, match="expected 1 to 8, got 1188; a larger eps"):
         fit_projection(narrow, 4, FitOptions(projection="random"))
 
 
