@@ -5,7 +5,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -136,7 +136,8 @@ def spark_session(
         with _failures_of_jobs(log, settings.driver_memory):
             yield spark
     finally:
-        spark.stop()
+        with suppress(Py4JError, OSError):  # the JVM may have ended
+            spark.stop()
 
 
 def _cause_from_log(error: Exception, log: Path, before: int) -> str:
@@ -153,12 +154,14 @@ def _failures_of_jobs(log: Path, memory: str) -> Iterator[None]:
     before = log.stat().st_size if log.exists() else 0
     try:
         yield
-    except (PySparkException, Py4JError) as error:
-        if _ran_out_of_memory(log, before):  # the error is only that the context was shut down
+    except (PySparkException, Py4JError, ConnectionError) as error:
+        if _ran_out_of_memory(log, before):  # the error is only that the context was shut down, or the JVM has ended
             message = f"Spark's JVM ran out of its memory of {memory}: set a larger --driver-memory; its log: {log}"
-        else:
-            message = f"a Spark job failed: {cause(error)}; its log: {log}"
-        found = decode(str(error))
+            raise ServiceError(message) from error
+        if isinstance(error, ConnectionError):
+            raise
+        message = f"a Spark job failed: {cause(error)}; its log: {log}"
+        found = decode(_text(error))
         raise (ServiceError(message) if found is None else with_message(found, message)) from error
 
 
@@ -196,8 +199,16 @@ def _sockets_in(folder: str) -> dict[str, str]:
 def raised(error: Exception) -> Exception:
     """The error of this package that a Python worker raised, if a Spark job failed because of it; else `error`."""
     if isinstance(error, PySparkException | Py4JError):
-        return decode(str(error)) or error
+        return decode(_text(error)) or error
     return error
+
+
+def _text(error: Exception) -> str:
+    """The message of an error of Spark, which is in the JVM: its class name if the JVM has ended."""
+    try:
+        return str(error)
+    except (Py4JError, OSError):
+        return type(error).__name__
 
 
 def cause(error: BaseException) -> str:
@@ -206,7 +217,7 @@ def cause(error: BaseException) -> str:
         return str(error)
     if not isinstance(error, PySparkException | Py4JError):
         return f"{type(error).__name__}: {error}"
-    text = str(error)
+    text = _text(error)
     if found := decode(text):
         return str(found)
     errors = re.findall(r"^(?:: )?(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
