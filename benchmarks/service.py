@@ -166,7 +166,7 @@ class Service:
     def streaming(self, settings: Settings, topic: str, *options: str) -> Iterator[None]:
         """Run `imagestream stream` on a topic in the background."""
         command = (sys.executable, "-m", "streaming", "--home", settings.home, "stream", *options)
-        environment = os.environ | self.environment(topic)
+        environment = os.environ | self.environment(topic) | _environment(settings)
         with (self.scratch / "stream.log").open("w") as log:
             stream = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:

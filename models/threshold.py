@@ -50,8 +50,8 @@ def parse_threshold(text: str) -> ThresholdAim:
     if name != "cost" and len(values) == 1 and 0 < values[0] < 1:
         return ThresholdAim(fixed=values[0])
     raise ModelError(
-        "expected a threshold between 0 and 1, f1, or cost:FP:FN with the costs of a false positive and a negative, "
-        f"such as cost:1:5; got {text!r}"
+        "expected a threshold between 0 and 1, f1, or cost:FP:FN with the costs of a false positive and a "
+        f"false negative, such as cost:1:5; got {text!r}"
     )
 
 

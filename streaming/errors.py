@@ -97,7 +97,11 @@ class UncheckedError(ServiceError):
 
 
 KINDS: dict[str, type[ServiceError]] = {
-    one.kind: one for one in [*globals().values()] if isinstance(one, type) and issubclass(one, ServiceError)
+    one.kind: one
+    for one in (
+        *(ServiceError, ConfigurationError, UsageError, UnavailableError, StoreAwayError),
+        *(DataError, DamagedError, ConflictError, NotFoundError, UncheckedError),
+    )
 }
 
 

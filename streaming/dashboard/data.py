@@ -116,7 +116,12 @@ FROM quarantine WHERE $reason::VARCHAR IS NULL OR reason = $reason
 ORDER BY quarantined_at DESC, "offset" DESC LIMIT $limit OFFSET $skip
 """
 ONE_BAD = """
-SELECT reason, stage, detail, value FROM quarantine
+SELECT reason, stage, detail FROM quarantine
+WHERE topic = $topic AND "partition" = $partition AND "offset" = $offset LIMIT 1
+"""
+# Not a column of `ONE_BAD`, which the page Upload polls: the bytes can be large.
+BAD_BYTES = """
+SELECT value FROM quarantine
 WHERE topic = $topic AND "partition" = $partition AND "offset" = $offset LIMIT 1
 """
 CONFUSION = """
@@ -225,9 +230,15 @@ def quarantined(reader: Reader, reason: str | None, *, limit: int, skip: int = 0
 
 
 def one_quarantined(reader: Reader, topic: str, partition: int, offset: int) -> dict[str, Any] | None:
-    """Return reason, stage, detail and bytes (`value`) of a quarantined message; None if it is not quarantined."""
+    """Return reason, stage and detail of a quarantined message; None if it is not quarantined."""
     rows = reader.rows(ONE_BAD, topic=topic, partition=partition, offset=offset)
     return rows[0] if rows else None
+
+
+def bad_bytes(reader: Reader, topic: str, partition: int, offset: int) -> bytes | None:
+    """Return the bytes of a quarantined message; None if it has none or is not quarantined."""
+    rows = reader.rows(BAD_BYTES, topic=topic, partition=partition, offset=offset)
+    return rows[0]["value"] if rows else None
 
 
 def versions(reader: Reader) -> Rows:

@@ -97,13 +97,13 @@ def _fetched(store: Store, names: Iterable[str], scratch: Path) -> Iterator[Path
 def _commit_delta(parts: Sequence[tuple[str, int]], output: Path | str, staging: Path | None = None) -> None:
     """Replace the table's content by the parts in one commit; they are in its folder, or moved there from `staging`."""
     table = DeltaTable.create(output, SCHEMA, mode="ignore", storage_options=storage_options(output))
-    if staging is not None:
-        for name in (name for name, rows in parts if rows):
-            (staging / name).rename(Path(output, name))
     store = open_store(output)
-    actions: list[AddAction | RemoveAction] = [
-        added(DataFile(name, store.size(name) or 0, rows)) for name, rows in parts if rows
-    ]
+    actions: list[AddAction | RemoveAction] = []
+    for name, rows in parts:
+        if rows:
+            if staging is not None:
+                (staging / name).rename(Path(output, name))
+            actions.append(added(DataFile(name, store.size(name) or 0, rows)))
     table.create_write_transaction(actions, "overwrite", table.schema())
 
 

@@ -102,8 +102,9 @@ def install_jars(jars_dir: Path, java: Path, on_progress: Progress | None = None
             on_progress(0, len(wanted), REPLACED)
         wanted = _fetch(jars_dir, java, wanted, on_progress)
         if wanted:  # Ivy does not verify its cache
-            for cached in (cached for name in wanted for cached in (jars_dir / "ivy").rglob(Path(name).name)):
-                cached.unlink()
+            for name in wanted:
+                for cached in (jars_dir / "ivy").rglob(Path(name).name):
+                    cached.unlink()
             wanted = _fetch(jars_dir, java, wanted, on_progress)
         for name, damage in wanted.items():
             raise DataError(f"{name}: {damage}: {_network_hint(jars_dir)}")

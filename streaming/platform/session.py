@@ -144,9 +144,7 @@ def _cause_from_log(error: Exception, log: Path, before: int) -> str:
     """The cause of an error; if the JVM has ended, it is read from the log, from byte `before` on."""
     if GATEWAY_EXITED not in str(error):
         return cause(error)
-    with log.open("rb") as file:
-        file.seek(before)
-        return error_line(file.read(MAX_LOG_BYTES).decode("utf-8", "replace"))
+    return error_line(_read_log(log, before).decode("utf-8", "replace"))
 
 
 @contextmanager
@@ -155,7 +153,9 @@ def _failures_of_jobs(log: Path, memory: str) -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JError, ConnectionError) as error:
-        if _ran_out_of_memory(log, before):  # the error is only that the context was shut down, or the JVM has ended
+        if OUT_OF_MEMORY in _read_log(
+            log, before
+        ):  # the error is only that the context was shut down, or the JVM has ended
             message = f"Spark's JVM ran out of its memory of {memory}: set a larger --driver-memory; its log: {log}"
             raise ServiceError(message) from error
         if isinstance(error, ConnectionError):
@@ -165,13 +165,13 @@ def _failures_of_jobs(log: Path, memory: str) -> Iterator[None]:
         raise (ServiceError(message) if found is None else with_message(found, message)) from error
 
 
-def _ran_out_of_memory(log: Path, before: int) -> bool:
-    """Whether the newest lines of the log, at most from byte `before` on, have an OutOfMemoryError."""
+def _read_log(log: Path, before: int) -> bytes:
+    """The newest part of the log that was written from byte `before` on; empty if there is no log."""
     if not log.exists():
-        return False
+        return b""
     with log.open("rb") as file:
         file.seek(max(before, log.stat().st_size - MAX_LOG_BYTES))
-        return OUT_OF_MEMORY in file.read(MAX_LOG_BYTES)
+        return file.read(MAX_LOG_BYTES)
 
 
 def _session_in_context(running: SparkSession, conf: Mapping[str, str]) -> SparkSession:

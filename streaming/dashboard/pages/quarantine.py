@@ -112,8 +112,7 @@ def _rows(dashboard: Dashboard, found: data.Rows) -> None:
 
 
 def _show_message(dashboard: Dashboard, row: dict[str, Any]) -> None:
-    found = data.one_quarantined(dashboard.reader, row["topic"], row["partition"], row["offset"])
-    value = found["value"] if found else None
+    value = data.bad_bytes(dashboard.reader, row["topic"], row["partition"], row["offset"])
     with st.container(border=True):
         left, right = st.columns([1, 2])
         with left:
