@@ -209,29 +209,34 @@ def proxied_broker(proxy: KafkaProxy, folder: Path, jars: Path, **properties: st
         process.wait(30)
 
 
+@pytest.mark.parametrize(
+    ("hidden", "replicas", "message"),
+    [
+        (None, "3", "its broker does not complete a transaction .* transaction.state.log.replication.factor"),
+        (
+            INIT_PRODUCER_ID,
+            "1",
+            "its broker has no transactions .* choose another one with --answers-bootstrap-servers",
+        ),
+    ],
+)
 def test_broker_without_transactions_is_reported_in_one_line(
-    settings: Settings, jars_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A broker whose transaction log needs more replicas than exist, with and without support for transactions."""
+    hidden: int | None, replicas: str, message: str, settings: Settings, jars_dir: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A broker whose transaction log needs more replicas than exist, and one without support for transactions."""
     monkeypatch.setattr(answers_topic, "ANSWER_TIMEOUT_S", 3.0)
     (folder := tmp_path / "kafka").mkdir()
     with (
         kafka_proxy() as proxy,
-        proxied_broker(proxy, folder, jars_dir, transaction_state_log_replication_factor="3") as address,
+        proxied_broker(proxy, folder, jars_dir, transaction_state_log_replication_factor=replicas) as address,
+        closing(AnswersTopic(settings.model_copy(update={"answers_bootstrap_servers": address}))) as answers,
     ):
-        connected = settings.model_copy(update={"answers_bootstrap_servers": address})
-        for hidden, message in (
-            (None, "its broker does not complete a transaction .* transaction.state.log.replication.factor"),
-            (INIT_PRODUCER_ID, "its broker has no transactions .* choose another one with --answers-bootstrap-servers"),
-        ):
-            proxy.hidden = hidden
-            with closing(AnswersTopic(connected)) as answers:
-                answers.prepare(Subscription((settings.topic,)))
-                with pytest.raises(
-                    ServiceError, match=f"^answers topic '{settings.answers_topic}': {message}"
-                ) as caught:
-                    answers.begin("stream", 0)
-            assert "\n" not in str(caught.value)
+        proxy.hidden = hidden
+        answers.prepare(Subscription((settings.topic,)))
+        with pytest.raises(ServiceError, match=f"^answers topic '{settings.answers_topic}': {message}") as caught:
+            answers.begin("stream", 0)
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_broker_is_reported_in_one_line(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
