@@ -12,12 +12,12 @@ from tests.conftest import CHECKOUT
 from tests.faults.harness import wait_until
 from tests.services import BROKER
 
-USES_THE_BROKER = "tests/producer/test_watch.py tests/producer/test_publish.py"
+USES_THE_BROKER = "tests/producer/test_watch.py"
 
 
 def test_interrupted_run_leaves_no_broker_behind(jars_dir: Path, tmp_path: Path) -> None:
-    options = ["-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", f"--basetemp={tmp_path / 'run'}"]
-    command = [sys.executable, "-m", "pytest", *options, *USES_THE_BROKER.split()]
+    options = ["-q", "-p", "no:cacheprovider", "-n", "1", f"--basetemp={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "pytest", *options, USES_THE_BROKER]
     with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, start_new_session=True) as run:
         state = tmp_path / "run" / BROKER / "broker" / "broker.json"
         wait_until(lambda: state.is_file() and run.poll() is None, lambda: "no test started the broker")

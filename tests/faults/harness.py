@@ -215,11 +215,29 @@ class Stream:
 
 @dataclass
 class Drained:
-    """The reports of a stream that ran in the test process."""
+    """The reports of a stream in the test process."""
 
     batches: list[BatchResult] = field(default_factory=list)
+    committed_at: list[float] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)  # model version → reason
     restarts: int = 0
+    ended: bool = False
+
+    @property
+    def rows(self) -> int:
+        """The number of messages in committed batches."""
+        return sum(batch.input_rows for batch in self.batches)
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition is met while the stream runs."""
+
+        def met() -> bool:
+            done = condition()
+            assert done or not self.ended, f"the stream ended: {self.troubles}"
+            return done
+
+        wait_until(met, lambda: f"{self.rows} messages in committed batches, {self.troubles}")
 
 
 def drain(
@@ -234,7 +252,6 @@ def drain(
     Raises:
         ServiceError: as the stream does.
     """
-    SPARK.start(settings.work_dir.parent, settings.jars_dir)
     drained = Drained()
 
     def note(batch: BatchResult) -> None:
@@ -247,8 +264,55 @@ def drain(
 
     events = StreamEvents(on_batch=note, on_trouble=note_trouble)
     options = StreamOptions(images_per_batch=images_per_batch, until_drained=True, payload=payload)
-    drained.restarts = run_stream(settings, str(settings.bootstrap_servers), options, events).restarts
+    _run_here(settings, options, events, drained)
     return drained
+
+
+def stream_during(settings: Settings, actions: Callable[[Drained], None], images_per_batch: int = 2_000) -> Drained:
+    """Run the stream in the Spark session of the tests and `actions` in another thread; then stop it by SIGTERM.
+
+    Raises:
+        ServiceError: as the stream does.
+    """
+    drained, started = Drained(), threading.Event()
+
+    def note(batch: BatchResult) -> None:
+        drained.committed_at.append(time.time())
+        drained.batches.append(batch)
+
+    def act() -> None:
+        started.wait()
+        try:
+            actions(drained)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    events = StreamEvents(
+        on_start=started.set,
+        on_batch=note,
+        on_refused=drained.refused.__setitem__,
+        on_trouble=drained.troubles.append,
+    )
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # in case that the stream ends before the actions
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            acting = pool.submit(act)
+            try:
+                _run_here(settings, StreamOptions(images_per_batch=images_per_batch), events, drained)
+            finally:
+                started.set()
+        acting.result()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return drained
+
+
+def _run_here(settings: Settings, options: StreamOptions, events: StreamEvents, drained: Drained) -> None:
+    SPARK.start(settings.work_dir.parent, settings.jars_dir)
+    try:
+        drained.restarts = run_stream(settings, str(settings.bootstrap_servers), options, events).restarts
+    finally:
+        drained.ended = True
 
 
 def _proportional_set(pid: int) -> int:

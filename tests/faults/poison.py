@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from models.decode import DEFAULT_LIMITS, Reason
 from producer.message import build_message
@@ -59,6 +58,8 @@ def generator(seed: int) -> Random:
 
 @cache
 def _photographs() -> list[Image.Image]:
+    from sklearn.datasets import load_sample_images  # takes a second, and most drivers of the scenarios need none
+
     return [Image.fromarray(image) for image in load_sample_images().images]
 
 

@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import cache
 from typing import Any
 
 import crc32c
@@ -31,6 +32,7 @@ def varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
+@cache
 def gzip_bomb(value_bytes: int, headers: int = 0) -> bytes:
     """A batch of one record with a value of zeros and headers named `a` without a value, compressed in pieces."""
     head = bytes(1) + varint(0) + varint(0) + varint(-1) + varint(value_bytes)
@@ -50,6 +52,7 @@ def gzip_bomb(value_bytes: int, headers: int = 0) -> bytes:
     return batch_of(b"".join(compressor.compress(piece) for piece in pieces()) + compressor.flush(), GZIP)
 
 
+@cache
 def zstd_bomb(value_bytes: int, count: int = 1) -> bytes:
     """A batch of records with values of zeros, written directly as run-length blocks: 33 KB per gigabyte.
 

@@ -1,8 +1,7 @@
 """SIGKILL at the steps of the commit protocol and in between: no message is lost or has two rows or two answers.
 
-The topic has holes, because half of its messages are in transactions. The short form kills the stream before and after
-its decision, between two tables and at the end of a micro-batch; test_answers.py and test_store_faults.py kill drivers
-without Spark at every step.
+The topic has holes, because half of its messages are in transactions. The short form kills the stream before its
+decision and between two tables; test_answers.py and test_store_faults.py kill drivers without Spark at every step.
 """
 
 from collections.abc import Iterator
@@ -39,7 +38,7 @@ from tests.forms import Form, Record
 from tests.object_store import ObjectStoreServer
 from tests.store_proxy import StoreProxy, at_random
 
-SHORT = ("score", "decide", "quarantine", "batches")
+SHORT = ("score", "quarantine")
 MAX_RUN_S = 20.0  # before a kill at a random time
 
 
@@ -60,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         kinds = ["local", "bucket", "faulty bucket"] if full else ["local"]
         metafunc.parametrize("killed_on", kinds, scope="module")
     if "decided_on" in metafunc.fixturenames:
-        metafunc.parametrize("decided_on", ["bucket", "local"] if full else ["bucket"])
+        metafunc.parametrize("decided_on", ["bucket", "local"])
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +92,9 @@ def survived(settings: Settings, killed_on: str, form: Form, seed: int, record: 
     finished. The champion changes after each kill; every second group of messages is in transactions, with aborted ones
     in between."""
     rng = generator(seed)
-    plan: list[str | None] = form([*(*STEPS, *ANSWER_STEPS) * 4, *[None] * 14], [*SHORT])
-    rng.shuffle(plan)
+    every: list[str | None] = [*(*STEPS, *ANSWER_STEPS) * 4, *[None] * 14]
+    rng.shuffle(every)
+    plan = form(every, [*SHORT])
     good, bad, size = form((300, 100, 140), (28, 12, 28))
     versions, registry = [1, register_copy(settings)], open_registry(settings.home)
     sent = send(settings, samples(rng, good=good, bad=bad))
@@ -118,13 +118,13 @@ def survived(settings: Settings, killed_on: str, form: Form, seed: int, record: 
         registry.promote(versions[number % 2 - 1], by="test", why="test")
     drain(settings, images_per_batch=size)
 
-    record(f"kill, {killed_on}: messages, SIGKILLs", form("20,000, 50", "160, 4"), f"{len(sent):,}, {len(plan)}")
-    p95 = quantiles(recoveries, n=20)[-1] if len(recoveries) > 1 else recoveries[0]
-    record(
-        f"recovery, {killed_on}: SIGKILL to new commit",
-        "p95 ≤ 60 s",
-        f"p50 {median(recoveries):.1f} s, p95 {p95:.1f} s",
-    )
+    record(f"kill, {killed_on}: messages, SIGKILLs", form("20,000, 50", "80, 2"), f"{len(sent):,}, {len(plan)}")
+    if len(recoveries) > 1:
+        record(
+            f"recovery, {killed_on}: SIGKILL to new commit",
+            "p95 ≤ 60 s",
+            f"p50 {median(recoveries):.1f} s, p95 {quantiles(recoveries, n=20)[-1]:.1f} s",
+        )
     return Survived(settings, sent, recoveries, unfinished)
 
 
@@ -146,7 +146,7 @@ def test_kills_lose_and_duplicate_no_message(survived: Survived, record: Record)
 
 
 def test_decided_batch_is_finished_with_its_model_and_files(survived: Survived, form: Form[int]) -> None:
-    assert len(survived.unfinished) >= form(4, 2)  # killed at "decide" or later, and before "batches"
+    assert len(survived.unfinished) >= form(4, 1)  # killed at "decide" or later, and before "batches"
     batches = {row["batch_id"]: row for row in rows(survived.settings, "SELECT * FROM batches")}
     for decision in survived.unfinished:
         assert batches[decision.number]["model_version"] == decision.model.version
@@ -158,6 +158,7 @@ def test_decided_batch_is_finished_with_its_model_and_files(survived: Survived, 
     assert len({row["model_version"] for row in batches.values()}) == 2
 
 
+@pytest.mark.full_only  # test_stream.py and test_store_faults.py have short ones, on a local home and on a bucket
 def test_decided_batch_is_finished_without_broker_and_bundle(
     decided_on: str, request: pytest.FixtureRequest, fragile_broker: Settings, seed: int
 ) -> None:

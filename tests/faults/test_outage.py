@@ -13,11 +13,11 @@ from streaming.jobs.audit import audit
 from streaming.platform.broker import running_broker, start_broker, stop_broker
 from streaming.platform.topic import describe_topic
 from streaming.settings import Settings
-from tests.faults.harness import Stream, rows, scored
+from tests.faults.harness import Drained, rows, scored, stream_during
 from tests.faults.poison import encode, picture
 from tests.forms import Form, Record
 
-FILES_PER_S = 20
+FILES_PER_S = 10
 MAX_TRIES = 20  # of publishing a folder: the publisher gives up after 30 s without a response
 
 
@@ -66,17 +66,18 @@ def test_broker_outage_loses_no_acknowledged_message(
     fragile_service: Settings, fragile_broker: Settings, rng: Random, form: Form[int], tmp_path: Path, record: Record
 ) -> None:
     service, broker = fragile_service, fragile_broker
-    outages, outage_s = form(10, 1), form(30, 10)
+    outages, outage_s = form(10, 1), form(30, 5)
     published: set[str] = set()
-    tries = 0
-    with Stream(service, images_per_batch=50) as stream:
-        stream.wait_started()
+    tries = total = 0
+
+    def fail_and_recover(stream: Drained) -> None:
+        nonlocal tries, total
         for number in range(outages):
-            published |= _write_pictures(folder := tmp_path / str(number), FILES_PER_S * (outage_s + 6), rng)
+            published.update(_write_pictures(folder := tmp_path / str(number), FILES_PER_S * (outage_s + 6), rng))
             publishing = Publishing(service, folder)
             publishing.start()
-            before = scored(service)
-            stream.wait_for(lambda before=before: scored(service) > before)  # publishing and streaming are running
+            before = stream.rows
+            stream.wait_for(lambda before=before: stream.rows > before)  # publishing and streaming are running
 
             stop_broker(broker) if rng.random() < 0.5 else _kill_broker(broker)
             time.sleep(outage_s)
@@ -88,8 +89,8 @@ def test_broker_outage_loses_no_acknowledged_message(
         topic = describe_topic(str(service.bootstrap_servers), service.topic)
         total = sum(topic.ends.values()) - sum(topic.begins.values())
         stream.wait_for(lambda: scored(service) >= total)
-        stream.stop()
 
+    stream_during(service, fail_and_recover, images_per_batch=50)
     found = {row["image_id"] for row in rows(service, "SELECT image_id FROM predictions")}
     assert found == published
     report = audit(service)
@@ -97,5 +98,5 @@ def test_broker_outage_loses_no_acknowledged_message(
     assert report.predicted == total
     if tries == outages:  # the broker stores retries of the idempotent producer once
         assert total == len(published)
-    record("outage: broker unavailable", form("10 × 30 s", "1 × 10 s"), f"{outages} × {outage_s} s")
+    record("outage: broker unavailable", form("10 × 30 s", "1 × 5 s"), f"{outages} × {outage_s} s")
     record("outage: acknowledged messages lost", "0", f"0 of {len(published):,}")

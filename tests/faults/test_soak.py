@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 from statistics import mean, median
+from typing import Any
 
 import pytest
 from deltalake import DeltaTable
@@ -18,11 +19,23 @@ from streaming.pipeline.decisions import KEPT
 from streaming.pipeline.finish import Tables, apply
 from streaming.settings import Settings
 from tests.conftest import NewService
-from tests.faults.harness import MemoryWatch, Sent, Stream, check_exactly_once, decisions, drain, send, versions
+from tests.faults.harness import (
+    Drained,
+    MemoryWatch,
+    Sent,
+    Stream,
+    check_exactly_once,
+    decisions,
+    drain,
+    send,
+    stream_during,
+    versions,
+)
 from tests.faults.poison import generator, samples
 from tests.forms import Form, Record
 
 MAX_LIVE_FILES = 50
+Run = tuple[list[float], dict[str, int]]  # times of commits; as `Soaked.most_files`
 
 
 @dataclass
@@ -61,21 +74,26 @@ def _maintained(settings: Settings, every_s: float) -> Iterator[dict[str, int]]:
         raise failures[0]
 
 
-@pytest.fixture(scope="module")
-def soaked(new_service: NewService, form: Form[int], seed: int, record: Record) -> Soaked:
-    batches, size = form(1_000, 16), form(50, 8)
-    settings, rng = new_service(), generator(seed)
-    sent: Sent = {}
-    for _ in range(8):
-        sent |= send(settings, samples(rng, good=batches * size * 9 // 80, bad=batches * size // 80))
+def _in_this_process(settings: Settings, size: int, messages: int, _: Record) -> Run:
+    """In the Spark session of the tests."""
+    most: dict[str, int] = {}
+
+    def maintain_until_drained(stream: Drained) -> None:
+        stream.wait_for(lambda: bool(stream.batches))
+        with _maintained(settings, 0.5) as found:
+            stream.wait_for(lambda: stream.rows == messages and bool(found))
+        most.update(found)
+
+    return stream_during(settings, maintain_until_drained, images_per_batch=size).committed_at, most
+
+
+def _in_a_process(settings: Settings, size: int, _: int, record: Record) -> Run:
+    """In a separate process, with records of the time of a batch and of the memory."""
     with Stream(settings, images_per_batch=size, until_drained=True) as stream:
         stream.wait_for(lambda: bool(stream.events("batch")))
-        with MemoryWatch(stream.process.pid) as watch, _maintained(settings, form(30, 1)) as most:
+        with MemoryWatch(stream.process.pid) as watch, _maintained(settings, 30) as most:
             stream.wait_ended()
     commits = [event["at"] for event in stream.events("batch")]
-    assert len(commits) >= batches
-
-    record("soak: micro-batches", str(batches), f"{len(commits):,} in {commits[-1] - commits[0]:.0f} s")
     quarter = max(1, len(commits) // 4)
     intervals = [later - earlier for earlier, later in pairwise(commits)]
     ratio = median(intervals[-quarter:]) / median(intervals[:quarter])
@@ -84,6 +102,19 @@ def soaked(new_service: NewService, form: Form[int], seed: int, record: Record) 
     quarter = max(1, len(memory) // 4)
     first, last = mean(memory[:quarter]), mean(memory[-quarter:])
     record("soak: memory, first and last quarter", "constant", f"{first:,.0f} MB, {last:,.0f} MB")
+    return commits, most
+
+
+@pytest.fixture(scope="module")
+def soaked(new_service: NewService, form: Form[Any], seed: int, record: Record) -> Soaked:
+    batches, size = form(1_000, 16), form(50, 8)
+    settings, rng = new_service(), generator(seed)
+    sent: Sent = {}
+    for _ in range(8):
+        sent |= send(settings, samples(rng, good=batches * size * 9 // 80, bad=batches * size // 80))
+    commits, most = form(_in_a_process, _in_this_process)(settings, size, len(sent), record)
+    assert len(commits) >= batches
+    record("soak: micro-batches", str(batches), f"{len(commits):,} in {commits[-1] - commits[0]:.0f} s")
     return Soaked(settings, sent, size, dict(most))
 
 

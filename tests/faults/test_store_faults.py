@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from threading import Event
 from time import sleep
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,8 @@ from tests.object_store import BUCKET, ObjectStoreServer, start_object_store, st
 from tests.store_proxy import Fault, StoreProxy, at_random
 from tests.streaming.history import new_topic
 
-PER_BATCH = 3  # messages of each partition
+PER_BATCH, BATCHES = 3, 6  # messages of each partition in a micro-batch; micro-batches
+PAUSE_S = 0.2  # between maintenance runs
 
 
 @pytest.fixture
@@ -39,10 +41,12 @@ def proxy(object_store: ObjectStoreServer) -> Iterator[StoreProxy]:
 
 @pytest.fixture
 def spec(bucket_home: str, object_store: ObjectStoreServer, proxy: StoreProxy, tmp_path: Path) -> Spec:
-    """A started stream of ten micro-batches, with the proxy in front of its store."""
+    """A started stream of six micro-batches, with the proxy in front of its store."""
     settings = Settings(home=bucket_home, work=tmp_path / "work", topic=new_topic())
     begin(settings)
-    return Spec(settings, tmp_path / "1", 10 * PER_BATCH, PER_BATCH, variables=object_store.environment(proxy.port))
+    return Spec(
+        settings, tmp_path / "1", BATCHES * PER_BATCH, PER_BATCH, variables=object_store.environment(proxy.port)
+    )
 
 
 def other_host(spec: Spec, name: str) -> Spec:
@@ -57,7 +61,7 @@ def maintained(settings: Settings) -> Iterator[None]:
     ended = Event()
 
     def repeat() -> None:
-        while not ended.is_set():
+        while not ended.wait(PAUSE_S):
             maintain(settings)
             query(settings, "SELECT count(*) FROM predictions, quarantine")
 
@@ -71,14 +75,15 @@ def maintained(settings: Settings) -> Iterator[None]:
 
 
 def test_kill_at_any_step_on_a_faulty_store_loses_nothing(
-    spec: Spec, proxy: StoreProxy, rng: Random, form: Form[list[str]], record: Record
+    spec: Spec, proxy: StoreProxy, rng: Random, form: Form[Any], record: Record
 ) -> None:
     steps = form([*STEPS * 7, "decide"], [*STEPS])
+    in_batches = form([1, 2], [1])  # of a run
     rng.shuffle(steps)
-    spec = replace(spec, messages=PER_BATCH * (2 * len(steps) + 2))
+    spec = replace(spec, messages=PER_BATCH * (len(in_batches) * len(steps) + 2))
     proxy.faults = at_random(rng, puts=form(0.10, 0.25))
     for step in steps:
-        with Driver(replace(spec, signal_at=(step, rng.choice([1, 2]), signal.SIGKILL))) as driver:
+        with Driver(replace(spec, signal_at=(step, rng.choice(in_batches), signal.SIGKILL))) as driver:
             driver.wait_killed()
     with Driver(spec) as driver:
         assert driver.wait_ended() == 0, driver.log_tail()
@@ -90,8 +95,8 @@ def test_kill_at_any_step_on_a_faulty_store_loses_nothing(
     record("bucket: lost, repeated, mixed attempts", "0, 0, 0", "0, 0, 0")
 
 
-def test_driver_waits_for_an_unavailable_store(spec: Spec, proxy: StoreProxy, form: Form[float]) -> None:
-    spec = replace(spec, answer_within_s=form(60.0, 0.5), messages=form(400, 100) * PER_BATCH)
+def test_driver_waits_for_an_unavailable_store(spec: Spec, proxy: StoreProxy, form: Form[Any]) -> None:
+    spec = replace(spec, answer_within_s=form(60.0, 0.5), messages=form(400, 40) * PER_BATCH)
     with Driver(spec) as driver:
         driver.wait_for("batch", 2)
         with proxy.away():
@@ -112,7 +117,7 @@ def test_driver_waits_for_an_unavailable_store(spec: Spec, proxy: StoreProxy, fo
 def test_concurrent_drivers_with_maintenance_duplicate_nothing(spec: Spec, form: Form[int], record: Record) -> None:
     starts = form(20, 1)
     for number in range(starts):
-        spec = replace(spec, messages=(number + 1) * 10 * PER_BATCH)
+        spec = replace(spec, messages=(number + 1) * BATCHES * PER_BATCH)
         with ExitStack() as stack, maintained(spec.settings):
             both = [stack.enter_context(Driver(other_host(spec, f"{number}-{one}"))) for one in ("a", "b")]
             codes = [driver.wait_ended() for driver in both]
@@ -133,7 +138,7 @@ def test_driver_suspended_during_compaction_and_pruning_is_fenced(
     steps = form([*STEPS[:-1]], ["score", "decide"])
     settings = spec.settings
     for number, step in enumerate(steps):
-        spec = replace(spec, messages=(number + 1) * 10 * PER_BATCH)
+        spec = replace(spec, messages=(number + 1) * BATCHES * PER_BATCH)
         first = replace(other_host(spec, f"first-{step}"), bad_fraction=0.9, known_for_s=0.0)
         other = replace(other_host(spec, f"other-{step}"), bad_fraction=0.0)
         with Driver(replace(first, signal_at=(step, 2, signal.SIGSTOP))) as suspended:

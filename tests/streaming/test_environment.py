@@ -122,15 +122,31 @@ def test_packages_of_the_same_names_are_ignored_and_overwritten_ones_reported(tm
     assert f"the package 'models' in {tmp_path / 'site'} is another distribution's" in overwritten.stderr
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("predictions",), ("status",), ("doctor",)], ids=" ".join)
-def test_output_fits_a_narrow_terminal_with_an_old_encoding(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    commit_batch(Settings(home=tmp_path / ".imagestream"), 0, {0: (0, 4)})
+# In one process, which takes as long to start as all commands do.
+EACH_COMMAND = """
+import sys
+from imagestream import main
+
+home, *commands = sys.argv[1:]
+for command in commands:
+    sys.argv[1:] = ["--home", home, command]
+    try:
+        main()
+    except SystemExit:
+        print("end of", command)
+"""
+
+
+def test_output_fits_a_narrow_terminal_with_an_old_encoding(tmp_path: Path) -> None:
+    commands = ("--help", "predictions", "status", "doctor")
+    home = tmp_path / ".imagestream"
+    commit_batch(Settings(home=home), 0, {0: (0, 4)})
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 40))
     output = b""
     with (tmp_path / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "imagestream", "--home", str(tmp_path / ".imagestream"), *arguments],
+            [sys.executable, "-P", "-c", EACH_COMMAND, str(home), *commands],
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LC_ALL": "POSIX", "PYTHONIOENCODING": "latin-1"},
             stdin=end,
             stdout=end,
@@ -141,6 +157,10 @@ def test_output_fits_a_narrow_terminal_with_an_old_encoding(tmp_path: Path, argu
         while part := os.read(terminal, 65536):  # read while it runs: the buffer of a terminal has only a few KiB
             output += part
     os.close(terminal)
-    process.wait()
+    assert process.wait() == 0, (tmp_path / "stderr").read_text()
     assert b"Traceback" not in (tmp_path / "stderr").read_bytes()
-    assert output.decode("latin-1").strip()
+    texts = output.decode("latin-1")
+    for command in commands:
+        text, ended, texts = texts.partition(f"end of {command}")
+        assert ended, command
+        assert text.strip(), command

@@ -1,5 +1,6 @@
 """Each rule of the audit separately: one inconsistency, and everything else is consistent."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,19 @@ OTHER_QUERY = QUERY_ID.replace("1", "2")
 Ranges = list[tuple[int, int]]
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+@pytest.fixture(scope="module")
+def consistent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three batches of ten messages in one partition: offsets 100 to 129, of which 103 and 112 are quarantined."""
-    settings = Settings(home=tmp_path)
+    settings = Settings(home=tmp_path_factory.mktemp("consistent"))
     for number in range(3):
         commit_batch(settings, number, {0: (100 + 10 * number, 110 + 10 * number)}, bad={103, 112})
-    return settings
+    return settings.work_dir
+
+
+@pytest.fixture
+def settings(consistent: Path, tmp_path: Path) -> Settings:
+    """A copy of the consistent home."""
+    return Settings(home=shutil.copytree(consistent, tmp_path / "home"))
 
 
 def delete(settings: Settings, predicate: str, table: str = "predictions") -> None:
@@ -186,14 +193,20 @@ def test_repeated_batch_is_found(settings: Settings) -> None:
 # Holes
 
 
-@pytest.fixture
-def with_holes(tmp_path: Path) -> Settings:
+@pytest.fixture(scope="module")
+def consistent_with_holes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two batches of ten offsets with two holes and one hole; the log start of the second is after its first offset."""
-    settings = Settings(home=tmp_path)
+    settings = Settings(home=tmp_path_factory.mktemp("holes"))
     commit_batch(settings, 1, {0: (0, 10)}, holes={3, 4})
     commit_batch(settings, 2, {0: (10, 20)}, holes={18})
     alter(settings, lambda row: row["offsets"][0].update(log_start=11), batch_id=2)
-    return settings
+    return settings.work_dir
+
+
+@pytest.fixture
+def with_holes(consistent_with_holes: Path, tmp_path: Path) -> Settings:
+    """A copy of the consistent home with holes."""
+    return Settings(home=shutil.copytree(consistent_with_holes, tmp_path / "home"))
 
 
 def test_holes_are_proven_by_an_earlier_log_start(with_holes: Settings) -> None:

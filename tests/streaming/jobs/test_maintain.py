@@ -19,6 +19,7 @@ from streaming.pipeline.decisions import KEPT, Decisions
 from streaming.query import query
 from streaming.settings import Settings
 from streaming.storage.store import open_store
+from streaming.storage.table_log import CHECKPOINT_INTERVAL
 from streaming.storage.tables import Table
 from tests.conftest import imagestream
 from tests.streaming.history import QUERY_ID, begin_stream, commit_batch, decision_of, quarantined, worker_file
@@ -89,7 +90,7 @@ from pathlib import Path
 from streaming.settings import Settings
 from tests.streaming.history import commit_batch
 settings = Settings(home=Path(sys.argv[1]))
-for number in range(2, 80):
+for number in range(2, 55):
     commit_batch(settings, number, {0: (10 * number, 10 * number + 10)}, bad={10 * number + 3})
 """
 
@@ -114,11 +115,11 @@ def test_concurrent_stream_and_reader_lose_and_repeat_no_row(settings: Settings)
     assert opened.read().num_rows == 9  # a reader can still read its open file
     found = audit(settings)
     assert found.clean
-    assert (found.batches, found.predicted, found.quarantined) == (80, 80 * 9, 80)
+    assert (found.batches, found.predicted, found.quarantined) == (55, 55 * 9, 55)
 
 
 def test_log_is_kept_as_long_as_the_files(settings: Settings) -> None:
-    commit_batches(settings, 0, 60)  # beyond a checkpoint
+    commit_batches(settings, 0, CHECKPOINT_INTERVAL + 1)  # beyond a checkpoint
     log = Path(settings.place.tables) / "batches" / "_delta_log"
     old = log / f"{0:020}.json"
     for entry in log.iterdir():

@@ -129,7 +129,7 @@ def test_concurrent_processes_apply_each_decision_once(settings: Settings) -> No
 
 def test_racing_drivers_write_one_row_per_message(settings: Settings) -> None:
     """Each driver plans from the current positions, decides, and applies either driver's decision."""
-    end, barrier = 200, Barrier(2)
+    end, barrier = 80, Barrier(2)
 
     def drive(step: int) -> tuple[int, int]:
         tables, decisions = tables_of(settings), decisions_of(settings)

@@ -101,7 +101,7 @@ def test_spark_starts_in_a_read_only_container_with_noexec_tmp(tmp_path: Path) -
     jars = read_settings().jars_dir.resolve()
     inside = [sys.executable, "-c", START, "/mnt/home", jars, "local[1]", "1g", "SELECT 1"]
     done = in_namespace("/bin/sh", "-c", CONTAINER, "sh", tmp_path, *inside)
-    assert done.stdout.splitlines()[:2] == ["10 700", "10 700"], done.stdout + done.stderr
+    assert done.stdout.startswith("10 700 "), done.stdout + done.stderr
 
 
 @needs_namespaces

@@ -21,53 +21,55 @@ from streaming.pipeline.preflight import with_fixed_heap
 from streaming.platform.session import spark_session
 from streaming.settings import read_settings
 
-home, jars, master, memory, statement = sys.argv[1:]
+home, jars, master, memory, *statements = sys.argv[1:]
 asked = {"home": Path(home), "jars": Path(jars), "master": master, "driver_memory": memory}
 settings, java_options = with_fixed_heap(read_settings().model_copy(update=asked))
 try:
-    for _ in range(2):
+    for statement in statements:
         with spark_session(settings, "test", java_options=java_options) as spark:
             sockets = Path(spark.conf.get("spark.python.unix.domain.socket.dir"))
             spark.sql(statement).collect()
-            print(spark.range(10).mapInPandas(lambda rows: rows, "id long").count(), oct(sockets.stat().st_mode)[-3:])
-    print(sockets)
+            rows = spark.range(10).mapInPandas(lambda rows: rows, "id long").count()
+            print(rows, oct(sockets.stat().st_mode)[-3:], sockets)
 except ServiceError as error:
     print(error)
 """
 
 
-def start(home: Path, memory: str, statement: str = "SELECT 1", **environment: str) -> list[str]:
+def start(home: Path, memory: str, *statements: str, **environment: str) -> list[str]:
+    """Run each statement in a separate session of one process."""
     jars = read_settings().jars_dir.resolve()
-    command = [sys.executable, "-c", START, str(home), str(jars), "local[1]", memory, statement]
+    command = [sys.executable, "-c", START, str(home), str(jars), "local[1]", memory, *statements]
     done = subprocess.run(
         command, env=os.environ | environment, check=True, capture_output=True, text=True, timeout=120
     )
     return done.stdout.splitlines()
 
 
-def test_consecutive_sessions_run_on_one_core_with_private_sockets(tmp_path: Path) -> None:
+def test_consecutive_sessions_run_on_one_core_with_private_sockets_until_one_exhausts_the_memory(
+    tmp_path: Path,
+) -> None:
     home = tmp_path / "fran\u00e7ois m\u00fcller, #1 'x' ${y}"
-    *sessions, sockets = start(home, "2g", LC_ALL="POSIX")
+    too_large = "SELECT length(repeat(id, 2000000000)) FROM range(1)"
+    *sessions, error = start(home, "500m", "SELECT 1", "SELECT 2", too_large, LC_ALL="POSIX")
     assert list(tmp_path.iterdir()) == [home]  # Log4j writes to no other folder
     assert (home / "spark.log").is_file()
-    assert sessions == ["10 700", "10 700"]
+    rows, mode, sockets = sessions[0].split()
+    assert (rows, mode) == ("10", "700")
+    assert sessions == [sessions[0]] * 2
     assert not Path(sockets).exists()  # after the process has exited
+    assert error.startswith("Spark's JVM ran out of its memory of 500m: set a larger --driver-memory;")
 
 
 def test_too_little_memory_is_reported_with_the_minimum(tmp_path: Path) -> None:
-    (error,) = start(tmp_path, "300m")
+    (error,) = start(tmp_path, "300m", "SELECT 1")
     assert "must be at least 471859200" in error
     assert str(tmp_path / "spark.log") in error
 
 
 def test_jvm_that_exits_at_once_is_reported_with_its_log(tmp_path: Path) -> None:
-    (error,) = start(tmp_path, "1g", SPARK_SUBMIT_OPTS="-XX:+UseParallelGC")
+    (error,) = start(tmp_path, "1g", "SELECT 1", SPARK_SUBMIT_OPTS="-XX:+UseParallelGC")
     assert "Multiple garbage collectors selected" in error
-
-
-def test_job_that_exhausts_the_memory_of_the_jvm_is_reported_with_the_setting(tmp_path: Path) -> None:
-    (error,) = start(tmp_path, "500m", "SELECT length(repeat(id, 2000000000)) FROM range(1)")
-    assert error.startswith("Spark's JVM ran out of its memory of 500m: set a larger --driver-memory;")
 
 
 @pytest.mark.parametrize(
