@@ -6,7 +6,6 @@ import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 import streaming
@@ -50,6 +49,8 @@ def test_predictions_have_all_columns_and_are_filtered(home: Path) -> None:
 
 def test_predictions_convert_to_pandas_and_polars(home: Path) -> None:
     assert predictions(home).to_pandas().groupby("model_version").size().to_dict() == {1: 3, 2: 3}
+    import polars as pl
+
     assert pl.from_arrow(predictions(home, version=1)).height == 3
 
 
