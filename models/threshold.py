@@ -5,54 +5,17 @@ is chosen on images that the model was not fitted on: the one that maximises the
 2014, "Optimal Thresholding of Classifiers to Maximize F1 Measure"), or minimises the cost of errors.
 """
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ModelError
 from models.score_histogram import ScoreHistogram
+from models.threshold_aim import ThresholdAim
 
 Floats = NDArray[np.float64]
 
 _SECOND = 1  # of the two classes
 _LIMITS = (-104.0, 30.0)  # log-odds beyond which a float32 probability is 0 or 1
-
-
-@dataclass(frozen=True, slots=True)
-class ThresholdAim:
-    """How the threshold is chosen: `fixed`, by the minimum cost if `costs` are set, or else by the maximum F1.
-
-    Attributes:
-        costs: of a false positive (predicting the second class for the first) and of a false negative.
-    """
-
-    fixed: float | None = None
-    costs: tuple[float, float] | None = None
-
-
-def parse_threshold(text: str) -> ThresholdAim:
-    """Parse `0.7`, `f1` or `cost:1:5` (of a false positive, of a false negative).
-
-    Raises:
-        ModelError: anything else, a threshold that is not between 0 and 1, or a cost that is not positive.
-    """
-    name, *numbers = text.strip().lower().split(":")
-    if name == "f1" and not numbers:
-        return ThresholdAim()
-    try:
-        values = [float(number) for number in (numbers if name == "cost" else [name, *numbers])]
-    except ValueError:
-        values = []
-    if name == "cost" and len(values) == 2 and all(0 < value < math.inf for value in values):  # noqa: PLR2004
-        return ThresholdAim(costs=(values[0], values[1]))
-    if name != "cost" and len(values) == 1 and 0 < values[0] < 1:
-        return ThresholdAim(fixed=values[0])
-    raise ModelError(
-        "expected a threshold between 0 and 1, f1, or cost:FP:FN with the costs of a false positive and a "
-        f"false negative, such as cost:1:5; got {text!r}"
-    )
 
 
 def best_threshold(scores: ScoreHistogram, aim: ThresholdAim) -> float:

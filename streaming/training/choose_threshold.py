@@ -13,7 +13,8 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 
 from models.score_histogram import ScoreHistogram
 from models.scorer import Head
-from models.threshold import ThresholdAim, best_threshold, parse_threshold
+from models.threshold import best_threshold
+from models.threshold_aim import ThresholdAim, parse_threshold
 from streaming.errors import ConfigurationError, DataError
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import Fitted, fit_classifier

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from models.objective import resolve_objective
-from models.threshold import parse_threshold
+from models.threshold_aim import parse_threshold
 from streaming.errors import UsageError
 
 ProjectionKind = Literal["pca", "random", "randomized_pca", "none"]

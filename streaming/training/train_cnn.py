@@ -18,7 +18,7 @@ from models.evaluation import Evaluation
 from models.objective import resolve_objective
 from models.projection import NoProjection
 from models.scorer import Head
-from models.threshold import ThresholdAim, parse_threshold
+from models.threshold_aim import ThresholdAim, parse_threshold
 from streaming.distributed.checkpoint import read_checkpoint
 from streaming.distributed.history import EpochRecord, History
 from streaming.distributed.network import quiet_tensorflow

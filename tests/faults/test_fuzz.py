@@ -29,7 +29,9 @@ from tests.streaming.history import decision_of
 from tests.streaming.small_models import bundle_folder
 
 SIZE = (64, 64)
-SEEDS = [kind.make(generator(0)) or b"" for kind in (*GOOD, *BAD) if not kind.heavy]
+SEEDS = st.deferred(  # drawn from when a test runs: making them takes seconds
+    lambda: st.sampled_from([kind.make(generator(0)) or b"" for kind in (*GOOD, *BAD) if not kind.heavy])
+)
 
 
 def _mutated(data: bytes, changes: list[tuple[str, float, int, bytes]], other: bytes) -> bytes:
@@ -58,9 +60,9 @@ CHANGE = st.tuples(
 )
 MUTATED = st.builds(
     _mutated,
-    st.sampled_from(SEEDS),
+    SEEDS,
     st.lists(CHANGE, max_size=8),
-    st.sampled_from(SEEDS),
+    SEEDS,
 )
 ANY_BYTES = st.one_of(st.binary(max_size=300), MUTATED)
 JSON = st.recursive(

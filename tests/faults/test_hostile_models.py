@@ -70,6 +70,10 @@ def _before(*nodes: onnx.NodeProto, **constants: Any) -> Make:
     return _onnx(change, before=nodes)
 
 
+def _many_nodes(folder: Path) -> Path:
+    return _before(*(helper.make_node("Relu", ["image"], [f"r{at}"]) for at in range(100_001)))(folder)
+
+
 def _weights(**fields: Any) -> Make:
     """The first weights with changed fields."""
 
@@ -277,7 +281,7 @@ HOSTILE: dict[str, tuple[Make, str]] = {
     ),
     "a function that calls itself": (_calling({"F": ["G"], "G": ["F"]}), "calls itself"),
     "100,001 nodes": (
-        _before(*(helper.make_node("Relu", ["image"], [f"r{at}"]) for at in range(100_001))),
+        _many_nodes,
         "at most 100,000",
     ),
     "a constant of 40 GB": (

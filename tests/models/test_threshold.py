@@ -8,7 +8,8 @@ from models.classifier import answers_of, softmax
 from models.errors import ModelError
 from models.evaluation_sums import EvaluationSums
 from models.score_histogram import ScoreHistogram
-from models.threshold import ThresholdAim, best_threshold, parse_threshold
+from models.threshold import best_threshold
+from models.threshold_aim import ThresholdAim, parse_threshold
 
 F1 = ThresholdAim()
 

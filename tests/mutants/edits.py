@@ -84,6 +84,7 @@ class _Finder(ast.NodeVisitor):
         self._excluded = excluded
         self._names: list[str] = []
         self._scope: tuple[int, int] | None = None
+        self._statement = 0, len(self._bytes)  # of the module, in which the edit is
 
     def _at(self, line: int, column: int) -> int:
         return self._starts[line - 1] + column
@@ -103,8 +104,9 @@ class _Finder(ast.NodeVisitor):
         line = self._bytes.count(b"\n", 0, start) + 1
         one_line = (b" ".join(part.split()).decode() for part in (before, after))
         text = changed.decode()
+        begin, finish = self._statement
         try:
-            compile(text, "mutant", "exec")
+            compile(self._bytes[begin:start] + new.encode() + self._bytes[end:finish], "mutant", "exec")
         except SyntaxError:  # such as an edit of the value of a `yield`
             return
         self.found.append(Mutant(line, *one_line, text, self._scope))
@@ -118,6 +120,12 @@ class _Finder(ast.NodeVisitor):
         place = re.search(rf"(?<!\w){old}(?!\w)" if old[0].isalpha() else old, self._bytes[start:end].decode())
         if place:
             self._replace(start + place.start(), start + place.end(), new)
+
+    def visit_Module(self, node: ast.Module) -> None:
+        for one in node.body:
+            first = min([one, *getattr(one, "decorator_list", [])], key=lambda part: part.lineno)
+            self._statement = self._at(first.lineno, 0), self._span(one)[1]
+            self.visit(one)
 
     # Mutated nodes
 

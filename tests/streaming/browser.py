@@ -22,7 +22,8 @@ def chromium(*, dark: bool = False, width: int = 1200) -> Iterator[Chrome]:
         pytest.fail(NEEDED)
     options = ChromeOptions()
     options.binary_location = browser
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+    arguments = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
+    for argument in (*arguments, "--force-prefers-reduced-motion"):  # animations would be drawn without a GPU
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     chrome = Chrome(options, Service(driver))

@@ -6,7 +6,6 @@ import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 import streaming
@@ -15,6 +14,7 @@ from streaming.answers import parse_time
 from streaming.errors import ServiceError
 from streaming.query import query
 from streaming.settings import Settings
+from tests.conftest import command_here
 from tests.streaming.history import NOON, commit_batch
 
 MONDAY, TUESDAY, WEDNESDAY = (datetime(2024, 5, day, 12, tzinfo=UTC) for day in (6, 7, 8))
@@ -50,6 +50,8 @@ def test_predictions_have_all_columns_and_are_filtered(home: Path) -> None:
 
 def test_predictions_convert_to_pandas_and_polars(home: Path) -> None:
     assert predictions(home).to_pandas().groupby("model_version").size().to_dict() == {1: 3, 2: 3}
+    import polars as pl
+
     assert pl.from_arrow(predictions(home, version=1)).height == 3
 
 
@@ -119,10 +121,9 @@ def test_time_is_iso_8601_and_utc_by_default() -> None:
 
 def test_commands_filter_by_time_and_model_version(home: Path) -> None:
     def output(*arguments: str, code: int = 0) -> str:
-        command = [sys.executable, "-m", "streaming", "--home", str(home), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == code, done.stderr
-        return done.stdout + done.stderr
+        found, out, err = command_here("--home", home, *arguments)
+        assert found == code, err
+        return out + err
 
     count = ("query", "SELECT count(*) AS n FROM predictions", "--format", "csv")
     assert output(*count, "--at", "2024-05-07") == "n\n3\n"

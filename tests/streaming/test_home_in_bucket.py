@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-import polars
 import pytest
 from pyspark.sql import SparkSession
 
@@ -98,6 +97,8 @@ def _check_readers(service: Settings, server: ObjectStoreServer, spark: SparkSes
     """DuckDB and deltalake read the bucket in the other checks; Spark reads a copy, as it has no S3 client."""
     place = service.place.table("predictions")
     options = {**server.environment(), "AWS_ALLOW_HTTP": "true"}
+    import polars
+
     assert polars.read_delta(place, storage_options=options)["label"].len() == GOOD
     for stored in service.place.store.list("tables/predictions"):
         (copy / stored.key).parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from streaming.errors import ServiceError
 from streaming.query import open_query, query
 from streaming.settings import Settings
 from streaming.storage.tables import PREDICTIONS, QUARANTINE
+from tests.conftest import command_here
 
 NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
 LABELS = ["cat", "dog", "cat", "bird", "cat", "dog"]
@@ -57,8 +58,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 def imagestream(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "streaming", "--home", str(settings.home)]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.CompletedProcess(arguments, *command_here("--home", settings.home, *arguments))
 
 
 def test_group_by_counts_the_rows_of_every_file(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """`imagestream query`: the shell on a terminal, SQL from a pipe, and `--watch`."""
 
+import io
 import os
 import pty
 import select
@@ -19,11 +20,13 @@ from prompt_toolkit.document import Document
 
 from streaming.cli.query_shell import SqlCompleter
 from streaming.settings import Settings
+from tests.conftest import command_here
 from tests.faults.harness import wait_until
 from tests.streaming.history import commit_batch
 
 TABLES = {"labels": ["image_id", "label", "by"], "predictions": ["image_id", "label", "confidence"]}
 PATIENCE_S = 60
+RED = "\x1b[31m"
 
 
 @pytest.fixture
@@ -135,17 +138,17 @@ def test_ctrl_c_and_the_time_limit_cancel_a_query(settings: Settings) -> None:
         shell.type("SELECT 6 * 7 AS answer;\r")
         assert "longer than" not in shell.until(" 42 ")
         shell.type("\\q\r")
-    with on_terminal(command(settings, "query", "--timeout", "3")) as shell:
+    with on_terminal(command(settings, "query", "--timeout", "1")) as shell:
         shell.until("imagestream>")
         shell.type(endless)
-        shell.until("error: SQL: the query took longer than 3 s")
+        shell.until("error: SQL: the query took longer than 1 s")
         shell.type("\\q\r")
     assert shell.process.returncode == 0
 
 
-def test_shell_does_not_start_without_tables(tmp_path: Path) -> None:
+def test_shell_does_not_start_without_tables_and_shows_errors_in_red(tmp_path: Path) -> None:
     with on_terminal(command(Settings(home=tmp_path / "empty"), "query")) as shell:
-        shell.until("no tables yet")
+        assert RED in shell.until("no tables yet")
     assert shell.process.returncode == 1
     assert not (tmp_path / "empty").exists()
 
@@ -170,17 +173,18 @@ def test_completion_suggests_valid_continuations(text: str, expected: set[str], 
     assert not unexpected & offered
 
 
-def test_sql_is_read_from_standard_input(settings: Settings) -> None:
-    def run(sql: str) -> subprocess.CompletedProcess[str]:
-        arguments = command(settings, "query", "--format", "csv")
-        return subprocess.run(arguments, input=sql, capture_output=True, text=True, check=False, timeout=60)
-
-    done = run("SELECT count(*) AS n\nFROM predictions;\n")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "n\n3\n", "")
-    done = run("")
-    assert (done.returncode, done.stderr) == (
-        2, "error: no SQL: expected a SELECT statement as argument or on standard input\n",
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("SELECT count(*) AS n\nFROM predictions;\n", (0, "n\n3\n", "")),
+        ("", (2, "", "error: no SQL: expected a SELECT statement as argument or on standard input\n")),
+    ],
+)
+def test_sql_is_read_from_standard_input(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, sql: str, expected: tuple[int, str, str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(sql))
+    assert command_here("--home", settings.home, "query", "--format", "csv") == expected
 
 
 def test_watch_prints_each_change_once_until_interrupted(settings: Settings) -> None:
@@ -210,16 +214,12 @@ def test_watch_redraws_a_terminal_in_place(settings: Settings) -> None:
 
 
 def test_watch_into_a_file_is_refused(settings: Settings) -> None:
-    arguments = command(settings, "query", "SELECT 1", "--watch", "--output", "rows.csv")
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stderr) == (
-        2, "error: --watch shows rows as they change: expected no --output FILE\n",
+    assert command_here("--home", settings.home, "query", "SELECT 1", "--watch", "--output", "rows.csv") == (
+        2, "", "error: --watch shows rows as they change: expected no --output FILE\n",
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("colour", [True, False])
-def test_no_color_is_respected(tmp_path: Path, colour: bool) -> None:
-    environment = {} if colour else {"NO_COLOR": "1"}
-    with on_terminal(command(Settings(home=tmp_path / "empty"), "models", "show", "99"), **environment) as terminal:
-        before = terminal.until("there is no model version 99")
-    assert ("\x1b[31m" in before) == colour
+def test_no_color_is_respected(tmp_path: Path) -> None:
+    arguments = command(Settings(home=tmp_path / "empty"), "models", "show", "99")
+    with on_terminal(arguments, NO_COLOR="1") as terminal:
+        assert RED not in terminal.until("there is no model version 99")

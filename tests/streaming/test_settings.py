@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import tomllib
 from datetime import date
 from pathlib import Path
@@ -17,6 +16,8 @@ from streaming.platform.doctor import check_jars
 from streaming.platform.jars import spark_jars
 from streaming.query import query
 from streaming.settings import Settings, is_place, read_configuration, read_settings, variable_of
+from tests.conftest import command_here
+from tests.conftest import environment as variables
 from tests.streaming.history import commit_batch
 
 
@@ -37,9 +38,8 @@ def write(file: Path, text: str) -> Path:
 
 
 def imagestream(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "streaming", *arguments]
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])} | environment
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    with variables(**environment):
+        return subprocess.CompletedProcess(arguments, *command_here(*arguments))
 
 
 def test_precedence_is_option_environment_file_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.streaming.browser import chromium, prefer, requested
 from tests.streaming.dashboard.visitor import (
+    PATIENCE_S,
     SCREENSHOTS,
     Visitor,
     environment_of,
@@ -28,7 +29,7 @@ from tests.streaming.dashboard.visitor import (
 )
 from tests.streaming.small_models import bundle_folder
 
-GOOD = 120
+GOOD = 30  # more than a page of predictions
 BAD = {
     "empty.png": b"",
     "notes.txt": b"this is text, not an image",
@@ -107,11 +108,11 @@ def streaming(service: Settings, tmp_path_factory: pytest.TempPathFactory) -> It
     try:
         publish_in_waves(service, folder / "before")
         drained = "SELECT count(*) AS n FROM batches HAVING sum(input_rows) >= $n".replace("$n", str(GOOD + len(BAD)))
-        wait_for(lambda: process.poll() is not None or rows(service, drained), 120)
+        wait_for(lambda: process.poll() is not None or rows(service, drained))
         assert process.poll() is None, log.read_text()
         yield service
         process.terminate()
-        assert process.wait(60) == 0, log.read_text()
+        assert process.wait(PATIENCE_S) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
@@ -227,7 +228,7 @@ def test_pages_are_dark_if_the_browser_prefers_it(visitor: Visitor) -> None:
     prefer(visitor.chrome, dark=True)
     try:
         for page, name in (("", "live"), ("predictions", "predictions")):
-            visitor.open(page)
+            visitor.load(page)
             found = visitor.chrome.execute_script(colour)
             assert max(map(int, re.findall(r"\d+", found)[:3])) < 100, found
             visitor.show(f"{name}-dark")

@@ -1,7 +1,5 @@
 """The dashboard without data, with damaged tables, read-only, and with a token."""
 
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -10,9 +8,11 @@ from pathlib import Path
 import pytest
 from selenium.webdriver import Chrome
 
+from streaming.cli.app import EXIT_USAGE
 from streaming.settings import Settings
+from tests.conftest import command_here
 from tests.streaming.browser import chromium
-from tests.streaming.dashboard.visitor import Visitor, environment_of, running_dashboard
+from tests.streaming.dashboard.visitor import Visitor, running_dashboard
 from tests.streaming.history import commit_batch
 
 TOKEN = "a-token-for-the-tests"  # noqa: S105
@@ -31,19 +31,8 @@ def settings(tmp_path: Path, jars_dir: Path) -> Settings:
     return Settings(home=home, jars=jars_dir)
 
 
-@pytest.fixture(scope="module")
-def empty(jars_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Settings]]:
-    """The address of a dashboard on an empty home, and its settings."""
-    home = tmp_path_factory.mktemp("empty") / "home"
-    home.mkdir()
-    settings = Settings(home=home, jars=jars_dir)
-    with running_dashboard(settings) as address:
-        yield address, settings
-
-
-def test_empty_pages_show_the_first_step(empty: tuple[str, Settings], chrome: Chrome) -> None:
-    address, settings = empty
-    expected = {
+def test_empty_home_other_origins_missing_broker_and_damaged_table(settings: Settings, chrome: Chrome) -> None:
+    first_steps = {
         "": "No predictions yet: publish images",
         "predictions": "No predictions yet: publish images",
         "upload": "The prediction appears here",
@@ -51,17 +40,15 @@ def test_empty_pages_show_the_first_step(empty: tuple[str, Settings], chrome: Ch
         "models": "No models yet: create one with",
         "drift": "No data yet",
     }
-    visitor = Visitor(chrome, address)
-    for page, text in expected.items():
-        visitor.open(page)
-        visitor.waits_for_text(text)
-    assert not Path(settings.place.tables).exists()
-
-
-def test_damaged_table_and_missing_broker_are_one_message_each(settings: Settings, chrome: Chrome) -> None:
-    commit_batch(settings, 0, {0: (0, 30)}, bad={3})
     with running_dashboard(settings) as address:
         visitor = Visitor(chrome, address)
+        for page, text in first_steps.items():
+            visitor.open(page)
+            visitor.waits_for_text(text)
+        assert not Path(settings.place.tables).exists()
+        _check_that_another_origin_cannot_open_the_websocket(chrome, address)
+
+        commit_batch(settings, 0, {0: (0, 30)}, bad={3})
         visitor.open("predictions")
         visitor.waits_for_text("29 predictions")
         visitor.open("quarantine")
@@ -76,26 +63,11 @@ def test_damaged_table_and_missing_broker_are_one_message_each(settings: Setting
         assert "Traceback" not in visitor.text()
 
 
-def test_read_only_dashboard_offers_no_changes(settings: Settings, chrome: Chrome) -> None:
+def test_token_is_required_and_read_only_dashboard_offers_no_changes(settings: Settings, chrome: Chrome) -> None:
     commit_batch(settings, 0, {0: (0, 30)}, bad={3})
-    with running_dashboard(settings, "--read-only") as address:
-        visitor = Visitor(chrome, address)
-        visitor.open("upload")
-        visitor.waits_for_text("read-only")
-        assert not visitor.all("input[type=file]")
-        visitor.open("quarantine")
-        visitor.waits_for_text("not_an_image|truncated")
-        assert "Replay 1" not in visitor.text()
-        visitor.open("predictions")
-        visitor.click("Open")
-        visitor.waits_for_text("True label")
-        assert "Save label" not in visitor.text()
-
-
-def test_nothing_is_shown_before_the_token_is_entered(settings: Settings, chrome: Chrome) -> None:
     file = settings.work_dir / "token"
     file.write_text(TOKEN)
-    with running_dashboard(settings, IMAGESTREAM_DASHBOARD_TOKEN_FILE=str(file)) as address:
+    with running_dashboard(settings, "--read-only", IMAGESTREAM_DASHBOARD_TOKEN_FILE=str(file)) as address:
         for path in ("", "_stcore/health", "_stcore/host-config", "media/x.png"):
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 urllib.request.urlopen(f"{address}/{path}")  # noqa: S310
@@ -109,28 +81,32 @@ def test_nothing_is_shown_before_the_token_is_entered(settings: Settings, chrome
         (box,) = visitor.all("input[name=token]")
         box.send_keys(TOKEN)
         box.submit()
-        visitor.waits_for_text("No predictions yet")
+        visitor.waits_for_text("Throughput")
 
         chrome.delete_all_cookies()
-        chrome.get(f"{address}/models?token={TOKEN}")
-        visitor.waits_for_text("No models yet")
-        assert chrome.current_url == f"{address}/models"
+        chrome.get(f"{address}/quarantine?token={TOKEN}")
+        visitor.waits_for_text("not_an_image|truncated")
+        assert chrome.current_url == f"{address}/quarantine"
+        assert "Replay 1" not in visitor.text()
+        visitor.open("upload")
+        visitor.waits_for_text("read-only")
+        assert not visitor.all("input[type=file]")
+        visitor.open("predictions")
+        visitor.click("Open")
+        visitor.waits_for_text("True label")
+        assert "Save label" not in visitor.text()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104
 def test_listening_on_all_interfaces_requires_a_token(settings: Settings, host: str) -> None:
-    command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "dashboard", "--host", host]
-    done = subprocess.run(
-        command, env=environment_of(settings), capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    code, _, error = command_here("--home", settings.home, "dashboard", "--host", host)
+    assert code == EXIT_USAGE
+    (line,) = error.splitlines()
     assert "requires a token" in line
     assert "IMAGESTREAM_DASHBOARD_TOKEN_FILE" in line
 
 
-def test_page_of_another_origin_cannot_open_the_websocket(empty: tuple[str, Settings], chrome: Chrome) -> None:
-    address, _ = empty
+def _check_that_another_origin_cannot_open_the_websocket(chrome: Chrome, address: str) -> None:
     script = """
         const done = arguments[arguments.length - 1];
         const socket = new WebSocket(arguments[0]);

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from streaming.dashboard import charts, data
-from streaming.dashboard.pages import drift
+from streaming.dashboard import data
 from streaming.dashboard.reader import SCHEMAS, Reader
 from streaming.settings import Settings
 from tests.streaming.history import commit_batch
@@ -42,6 +41,9 @@ def test_large_batches_and_ends_of_windows_are_shown(rows: data.Rows) -> None:
 
 
 def test_plots_accept_rows_of_earlier_versions(rows: data.Rows) -> None:
+    from streaming.dashboard import charts
+    from streaming.dashboard.pages import drift
+
     values = charts.drift(rows, drift.PSI, "PSI").to_dict()["datasets"]
     assert sum(len(one) for one in values.values()) == 2 * len(drift.PSI)
     (windows,) = charts.drift_windows(rows[1:]).to_dict()["datasets"].values()
@@ -58,4 +60,6 @@ def test_plots_accept_rows_of_earlier_versions(rows: data.Rows) -> None:
     ],
 )
 def test_verdict_is_that_of_the_last_window(window: dict[str, float] | None, verdict: str) -> None:
+    from streaming.dashboard.pages import drift
+
     assert drift._verdict(window)[0] == verdict

@@ -21,7 +21,7 @@ from tests.conftest import CHECKOUT
 
 T = TypeVar("T")
 SCREENSHOTS = CHECKOUT / "docs" / "images" if os.environ.get("IMAGESTREAM_SCREENSHOTS") else None
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 POLL_S = 0.4  # reading the text of a page takes a tenth of that
 
 
@@ -49,7 +49,7 @@ def running_dashboard(settings: Settings, *arguments: str, **environment: str) -
         assert found, line + log.read_text()
         yield found[0]
         process.terminate()
-        assert process.wait(20) == 0, log.read_text()
+        assert process.wait(60) == 0, log.read_text()
         assert "Traceback" not in log.read_text()
     finally:
         process.kill()
@@ -78,9 +78,24 @@ class Visitor:
     address: str
 
     def open(self, page: str) -> None:
-        """Open a page by its URL, and wait until it is rendered."""
+        """Open a page, from another one by its link, and wait until it is rendered."""
+        url = f"{self.address}/{page}"
+        links = [] if self.chrome.current_url == url else self.all("[data-testid=stTopNavLink]")
+        link = next((one for one in links if one.get_property("href") == url), None)
+        if link is None:
+            self.load(page)
+            return
+        self.chrome.execute_script("arguments[0].click()", link)
+        self._wait_until_rendered(page)
+
+    def load(self, page: str) -> None:
+        """Open a page by its URL, which loads Streamlit's scripts again and takes ten times the time of a link."""
         self.chrome.get(f"{self.address}/{page}")
-        wait_for(lambda: self.all("[data-testid=stHeading]"))
+        self._wait_until_rendered(page)
+
+    def _wait_until_rendered(self, page: str) -> None:
+        heading = (page or "live").title()
+        wait_for(lambda: any(one.text == heading for one in self.all("[data-testid=stHeading]")))
         self.settle()
 
     def settle(self) -> None:

@@ -20,11 +20,8 @@ from urllib.parse import quote
 import httpx
 import pyarrow as pa
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as examples
-from schemathesis import GenerationMode
-from schemathesis.checks import CHECKS
 
 from producer.message import HEADER_LABEL, HEADER_SOURCE, HEADER_TRACEPARENT, read_headers
 from producer.sender import Sender
@@ -412,6 +409,10 @@ def test_unresponsive_broker_is_reported_until_it_recovers(home: Settings, fragi
 
 def test_any_request_gets_a_documented_response(home: Settings, kafka: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Valid and invalid requests, generated from the gateway's OpenAPI description, over real HTTP."""
+    import schemathesis
+    from schemathesis import GenerationMode
+    from schemathesis.checks import CHECKS
+
     for name in ("predictions", "labels"):  # without these tables, labels are answered with 503
         Table(home.place.tables, name)
     for module in ("routes", "following"):

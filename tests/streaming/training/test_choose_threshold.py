@@ -19,7 +19,8 @@ from models.paired import PairedCounts
 from models.projection import NoProjection
 from models.score_histogram import ScoreHistogram
 from models.scorer import Head, load_scorer
-from models.threshold import ThresholdAim, best_threshold
+from models.threshold import best_threshold
+from models.threshold_aim import ThresholdAim
 from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images, write_images
 from streaming.ml.classifiers import _answered
