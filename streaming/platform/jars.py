@@ -31,6 +31,8 @@ CONNECT_TIMEOUT_MS = 20_000
 READ_TIMEOUT_MS = 60_000
 SLOW_MBIT_S, BEFORE_FETCHING_S = 20, 15  # a slow connection; Ivy fetches the metadata of all jars first
 
+QUICK_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")  # Ivy runs for seconds, too short for optimised code
+
 Progress = Callable[[int, int, str], None]
 """Called with the number of fetched jars, the total, and the name of the last one; at 0, with a message to show."""
 
@@ -176,6 +178,7 @@ def _retrieve(target: Path, ivy_dir: Path, java: Path, on_progress: Progress | N
     """Run Ivy to copy all jars of ivy.xml to `target/configuration/`, with a cache in `ivy_dir`."""
     command = [
         str(java),
+        *QUICK_JVM,
         f"-Divy.default.ivy.user.dir={ivy_dir}",
         f"-Dsun.net.client.defaultConnectTimeout={CONNECT_TIMEOUT_MS}",
         f"-Dsun.net.client.defaultReadTimeout={READ_TIMEOUT_MS}",

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from producer.errors import PublishError
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES, read_headers
 from streaming.platform.broker import bootstrap_servers, running_broker
 from streaming.settings import Settings
+from tests.conftest import command_here
 from tests.producer.topics import create_topic, messages
 
 JPEG = b"\xff\xd8\xff"
@@ -55,8 +55,8 @@ def consumed(servers: str, topic: str) -> dict[str, Any]:
 
 
 def imagestream(servers: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "streaming", "publish", "--bootstrap-servers", servers]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    line = ("publish", "--bootstrap-servers", servers, *arguments)
+    return subprocess.CompletedProcess(line, *command_here(*line))
 
 
 def test_every_file_arrives_once_with_its_bytes_name_and_label(servers: str, topic: str, photos: Path) -> None:

@@ -42,35 +42,33 @@ def test_spark_jars_and_those_of_pyspark_are_disjoint(jars_dir: Path) -> None:
     assert not shipped & {module(jar) for jar in spark_jars(jars_dir)}
 
 
-def test_truncated_and_missing_jars_are_fetched_again(own_jars: Path, tmp_path: Path) -> None:
+def test_damaged_jars_are_fetched_again_by_one_of_two_installations(own_jars: Path, tmp_path: Path) -> None:
     truncated, missing = own_jars / "spark" / "commons-pool2-2.13.1.jar", own_jars / "broker" / "slf4j-api-1.7.36.jar"
     damage(truncated)
     missing.unlink()
-    assert set(damaged_jars(own_jars, verify=False)) == {
-        "spark/commons-pool2-2.13.1.jar",
-        "broker/slf4j-api-1.7.36.jar",
-    }
+    altered = own_jars / "spark" / "delta-storage-4.4.0.jar"  # of the same size: detected by its hash
+    size = altered.stat().st_size
+    altered.unlink()
+    altered.write_bytes(b"x" * size)
+    found = {"spark/commons-pool2-2.13.1.jar", "broker/slf4j-api-1.7.36.jar"}
+    assert set(damaged_jars(own_jars, verify=False)) == found
+    assert "SHA-256" in damaged_jars(own_jars)["spark/delta-storage-4.4.0.jar"]
+    java = find_java(tmp_path)
     messages: list[str] = []
 
-    def listen(done: int, total: int, text: str) -> None:
-        messages.append(text)
+    def install() -> None:
+        install_jars(own_jars, java, lambda *progress: messages.append(progress[2]), verify=True)
 
-    install_jars(own_jars, find_java(tmp_path), listen)
+    threads = [threading.Thread(target=install) for _ in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
     assert damaged_jars(own_jars) == {}
-    assert "fetching 2 jars" in messages[0]
+    assert "fetching 3 jars" in messages[0]
     assert "replaced by 4.0.0" in messages[1]
+    assert sum("fetching" in text for text in messages) == 1
     assert not list(own_jars.glob(".incoming-*"))
-
-
-def test_altered_jar_of_the_same_size_is_detected_by_its_hash(own_jars: Path, tmp_path: Path) -> None:
-    jar = own_jars / "spark" / "delta-storage-4.4.0.jar"
-    size = jar.stat().st_size
-    jar.unlink()
-    jar.write_bytes(b"x" * size)
-    assert damaged_jars(own_jars, verify=False) == {}
-    assert "SHA-256" in damaged_jars(own_jars)["spark/delta-storage-4.4.0.jar"]
-    install_jars(own_jars, find_java(tmp_path), verify=True)
-    assert damaged_jars(own_jars) == {}
 
 
 def test_jar_damaged_in_ivys_cache_is_downloaded_again(own_jars: Path, tmp_path: Path) -> None:
@@ -82,23 +80,6 @@ def test_jar_damaged_in_ivys_cache_is_downloaded_again(own_jars: Path, tmp_path:
 
 def test_installing_complete_jars_needs_no_java(jars_dir: Path) -> None:
     install_jars(jars_dir, Path("/nonexistent/java"))
-
-
-def test_concurrent_installations_fetch_each_jar_once(own_jars: Path, tmp_path: Path) -> None:
-    damage(own_jars / "spark" / "commons-pool2-2.13.1.jar")
-    java = find_java(tmp_path)
-    fetched: list[str] = []
-
-    def listen(done: int, total: int, text: str) -> None:
-        fetched.append(text)
-
-    threads = [threading.Thread(target=install_jars, args=(own_jars, java, listen)) for _ in range(2)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
-    assert damaged_jars(own_jars) == {}
-    assert sum("fetching" in text for text in fetched) == 1
 
 
 def test_failed_download_names_the_artifact_and_both_fixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
