@@ -113,13 +113,18 @@ def build(
     Raises:
         ModelError: the weights are not available or do not fit.
     """
+    spec = find_backbone(name, output, input_size)
+    return with_ends(spec, build_body(spec, weights, seed))
+
+
+def with_ends(spec: BackboneSpec, body: "keras.Model") -> "keras.Model":
+    """Add preprocessing and output to the body of a backbone: uint8 (N, H, W, 3) to float32 (N, D)."""
     import keras
 
-    spec = find_backbone(name, output, input_size)
     pixels = keras.Input((*spec.input_size, 3), dtype="uint8", name="pixels")
-    feature_map = build_body(spec, weights, seed)(preprocess(pixels, spec.preprocessing))
+    feature_map = body(preprocess(pixels, spec.preprocessing))
     reduce = keras.layers.GlobalAveragePooling2D if spec.output == "pooled" else keras.layers.Flatten
-    return keras.Model(pixels, reduce(name="features")(feature_map), name=f"{name}_backbone")
+    return keras.Model(pixels, reduce(name="features")(feature_map), name=f"{spec.name}_backbone")
 
 
 def build_body(spec: BackboneSpec, weights: str, seed: int = RANDOM_SEED) -> "keras.Model":
@@ -168,7 +173,7 @@ def export_backbone(
 
     An export is kept in `cache_dir/NAME-KEY/`; the key covers name, weights, output, size, calibration images, library
     versions and this code. It is created atomically, and again if its hashes no longer match. The conversion runs in a
-    subprocess, which keeps TensorFlow and its messages out of the caller's; it takes 20 to 30 s on two cores.
+    subprocess, which keeps TensorFlow and its messages out of the caller's; it takes about ten seconds.
 
     Args:
         name: the backbone.
@@ -198,6 +203,7 @@ def export_backbone(
         if int8_calibration is not None:
             np.save(folder / CALIBRATION_FILE, int8_calibration, allow_pickle=False)
         _convert_in_subprocess(spec, weights, folder)
+        check_agreement(name, json.loads((folder / RECORD_FILE).read_text(encoding="utf-8")))
         (folder / CALIBRATION_FILE).unlink(missing_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         try:
@@ -284,7 +290,6 @@ def _convert_in_subprocess(spec: BackboneSpec, weights: str, folder: Path) -> No
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"the conversion exited with code {done.returncode}"]
         raise ModelError(lines[-1])
-    check_agreement(spec.name, json.loads((folder / RECORD_FILE).read_text(encoding="utf-8")))
 
 
 def check_agreement(name: str, record: dict[str, Any]) -> None:

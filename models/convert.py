@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +20,9 @@ from models.backbone import (
     FLATBUFFER_FILE,
     RECORD_FILE,
     WEIGHTS_FILE,
-    build,
     build_body,
     file_sha256,
+    with_ends,
 )
 from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
@@ -48,9 +47,9 @@ def convert(
         input_size: (height, width); default: that of the table.
     """
     spec = find_backbone(name, output, input_size)
-    build_body(spec, weights).save_weights(folder / WEIGHTS_FILE)
-    # Rebuilt from the file just written, so that flatbuffer and Keras weights agree.
-    model = build(name, str(folder / WEIGHTS_FILE), output=output, input_size=spec.input_size)
+    body = build_body(spec, weights)
+    body.save_weights(folder / WEIGHTS_FILE)
+    model = with_ends(spec, body)
     images = comparison_images(spec.input_size)
     calibration = None
     if (folder / CALIBRATION_FILE).is_file():
@@ -70,10 +69,13 @@ def convert(
 
 
 def to_flatbuffer(model: "keras.Model", calibration: NDArray[np.uint8] | None = None) -> bytes:
-    """Convert a Keras model to a flatbuffer through a SavedModel, the only way that works with Keras 3.15.
+    """Convert a Keras model to a flatbuffer.
+
+    The converter receives the traced network with its weights as constants: writing, reading and converting a
+    SavedModel takes several times the CPU time.
 
     Args:
-        model: the model.
+        model: the model, with one input.
         calibration: (N, H, W, 3) uint8; weights (per channel) and activations (per tensor, with the ranges on these
             images) are then quantised to int8, while input and output keep their types.
     """
@@ -83,18 +85,18 @@ def to_flatbuffer(model: "keras.Model", calibration: NDArray[np.uint8] | None = 
         for image in calibration if calibration is not None else ():
             yield [image[np.newaxis]]
 
-    with TemporaryDirectory() as saved:
-        model.export(saved, format="tf_saved_model", verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(saved)
-        if calibration is not None:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.representative_dataset = samples
-            # Float operations are needed at both ends, for scaling pixels and returning features.
-            converter.target_spec.supported_ops = [
-                tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
-                tf.lite.OpsSet.TFLITE_BUILTINS,
-            ]
-        flatbuffer: bytes = converter.convert()
+    (given,) = model.inputs
+    signature = [tf.TensorSpec(given.shape, given.dtype, given.name)]
+    traced = tf.function(lambda images: model(images, training=False), signature, autograph=False)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([traced.get_concrete_function()], model)
+    converter.experimental_lower_to_saved_model = False
+    converter.exclude_conversion_metadata = True
+    if calibration is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = samples
+        # Float operations are needed at both ends, for scaling pixels and returning features.
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
+    flatbuffer: bytes = converter.convert()
     return flatbuffer
 
 

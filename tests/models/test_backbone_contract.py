@@ -6,14 +6,14 @@ properties depend on neither. Exports are cached between runs.
 
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from models.architectures import BACKBONES, Output, Size
+import models.backbone
+from models.architectures import BACKBONES, BackboneSpec, Output, Size
 from models.backbone import (
     MAX_PARITY_ERROR,
     MAX_RELATIVE_PARITY_ERROR,
@@ -23,7 +23,7 @@ from models.backbone import (
     export_backbone,
 )
 from models.bundle import BackboneEntry
-from models.convert import comparison_images
+from models.convert import comparison_images, convert
 from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
 from models.translated_engine import TranslatedEngine
@@ -76,11 +76,16 @@ def export(name: str, exports: Path) -> ExportedBackbone:
     return export_backbone(name, case.weights, exports, output=case.output, input_size=case.input_size)
 
 
+def convert_here(spec: BackboneSpec, weights: str, folder: Path) -> None:
+    convert(spec.name, weights, folder, spec.output, spec.input_size)
+
+
 @pytest.fixture(scope="module")
 def every_backbone(exports: Path) -> dict[str, ExportedBackbone]:
-    """Exported two at a time: a conversion keeps one core busy for half a minute if it is not cached."""
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(CASES, pool.map(export, CASES, [exports] * len(CASES)), strict=True))
+    """Exported in this process, which imports TensorFlow once; for an export's own process, see test_backbone.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models.backbone, "_convert_in_subprocess", convert_here)
+        return {name: export(name, exports) for name in CASES}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -152,6 +157,7 @@ def test_litert_agrees_with_keras_built_from_the_exported_weights(
     assert backbone.cosine == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "vgg16"], indirect=True)  # many layers, and large weights
 def test_engine_in_a_forked_worker_gives_the_same_features_in_bounded_memory(
     backbone: ExportedBackbone, images: np.ndarray, features: np.ndarray, tmp_path: Path
 ) -> None:
@@ -189,13 +195,13 @@ def test_manifest_records_the_whole_preprocessing(backbone: ExportedBackbone) ->
 def test_pooled_features_are_the_mean_of_the_flat_ones() -> None:
     size = (64, 96)
     images = comparison_images(size)
-    pooled = KerasEngine(build("mobilenet_v2", "random", output="pooled", input_size=size))(images)
-    flat = KerasEngine(build("mobilenet_v2", "random", output="flat", input_size=size))(images)
-    np.testing.assert_allclose(flat.reshape(len(images), 2 * 3, 1280).mean(axis=1), pooled, rtol=1e-4, atol=1e-5)
+    pooled = KerasEngine(build("vgg16", "random", output="pooled", input_size=size))(images)
+    flat = KerasEngine(build("vgg16", "random", output="flat", input_size=size))(images)
+    np.testing.assert_allclose(flat.reshape(len(images), 2 * 3, 512).mean(axis=1), pooled, rtol=1e-4, atol=1e-5)
 
 
 def test_weights_are_loaded_from_arrays_in_keras_order(tmp_path: Path) -> None:
-    spec = BACKBONES["vgg16"]
+    spec = BACKBONES["cnn_color"]
     body = build_body(spec, "random")
     weights = body.get_weights()
     np.savez(tmp_path / "mine.npz", *weights)
@@ -205,7 +211,7 @@ def test_weights_are_loaded_from_arrays_in_keras_order(tmp_path: Path) -> None:
     (tmp_path / "noise.npz").write_bytes(b"no weights")
     np.savez(tmp_path / "objects.npz", np.array([{}], object))
     for name in ("short", "noise", "objects"):
-        with pytest.raises(ModelError, match=rf"{name}\.npz do not fit vgg16"):
+        with pytest.raises(ModelError, match=rf"{name}\.npz do not fit cnn_color"):
             build_body(spec, str(tmp_path / f"{name}.npz"))
 
 

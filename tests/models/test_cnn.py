@@ -26,8 +26,9 @@ def train(network: "keras.Model", n_classes: int) -> None:
     size = network.input_shape[1:3]
     binary = n_classes == 2
     loss = keras.losses.BinaryCrossentropy if binary else keras.losses.SparseCategoricalCrossentropy
-    network.compile(keras.optimizers.Adam(1e-2), loss(from_logits=True))
-    network.fit(some_images(size), np.arange(6) % n_classes, batch_size=3, epochs=2, verbose=0)
+    # Eagerly, because two steps take less time than tracing them.
+    network.compile(keras.optimizers.SGD(1e-2), loss(from_logits=True), run_eagerly=True)
+    network.fit(some_images(size), np.arange(6) % n_classes, batch_size=3, epochs=1, verbose=0)
 
 
 @pytest.mark.parametrize(
@@ -43,10 +44,15 @@ def train(network: "keras.Model", n_classes: int) -> None:
 def test_trained_network_equals_a_backbone_and_a_logistic_regression(
     name: str, n_classes: int, size: tuple[int, int], exports: bool, tmp_path: Path
 ) -> None:
-    network = build_network(name, n_classes, input_size=size, unfreeze=1 if name == "mobilenet_v2" else 0)
-    untrained = [values.copy() for values in network.get_weights()]
+    network = build_network(name, n_classes, input_size=size, unfreeze=ALL_BLOCKS if name == "mobilenet_v2" else 0)
+    trained, fixed = ([*one] for one in (network.trainable_weights, network.non_trainable_weights))
+    before = [weight.numpy() for weight in (*trained, *fixed)]
     train(network, n_classes)
-    assert any((now != before).any() for now, before in zip(network.get_weights(), untrained, strict=True))
+    changed = [(now.numpy() != then).any() for now, then in zip((*trained, *fixed), before, strict=True)]
+    assert any(changed[: len(trained)])
+    assert not any(changed[len(trained) :])
+    # Scale, offset, mean and variance of every normalisation.
+    assert len(fixed) == (4 * 52 if name == "mobilenet_v2" else 0)
     weights = tmp_path / "trained.weights.h5"
     save_body(network, weights)
 
@@ -73,9 +79,10 @@ def test_sigmoid_of_one_logit_equals_softmax_of_two() -> None:
     np.testing.assert_allclose(probabilities, np.stack([1 - sigmoid, sigmoid], axis=1), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "size"), [("cnn_gray", (28, 28)), ("mobilenet_v2", (32, 32))])
-def test_seed_determines_the_initial_weights(name: str, size: tuple[int, int]) -> None:
-    first, again, other = (build_network(name, 5, input_size=size, seed=seed).get_weights() for seed in (7, 7, 8))
+def test_seed_determines_the_initial_weights() -> None:
+    first, again, other = (
+        build_network("cnn_gray", 5, input_size=(28, 28), seed=seed).get_weights() for seed in (7, 7, 8)
+    )
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
     for kernel, other_kernel in ((first[0], other[0]), (first[-2], other[-2])):  # of the first layer and of the head
@@ -101,21 +108,11 @@ def test_trainable_layers_depend_on_unfreeze() -> None:
     assert not any("BN" in name or "bn" in name for name in trainable[ALL_BLOCKS])
 
 
-def test_training_does_not_change_non_trainable_weights() -> None:
-    network = build_network("mobilenet_v2", 3, input_size=(32, 32), unfreeze=ALL_BLOCKS)
-    fixed = network.non_trainable_weights
-    before = [weight.numpy() for weight in fixed]
-    train(network, 3)
-    assert len(fixed) == 4 * 52  # scale, offset, mean and variance of every normalisation
-    for weight, known in zip(fixed, before, strict=True):
-        np.testing.assert_array_equal(weight.numpy(), known)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"n_classes": 1}, "from 2 to 1,000,000 classes, got 1"),
-        ({"unfreeze": 6}, r"mobilenet_v2 has 5 blocks at this size, so -1 \(all\) to 5 can be unfrozen, got 6"),
+        ({"unfreeze": 6}, r"vgg16 has 5 blocks at this size, so -1 \(all\) to 5 can be unfrozen, got 6"),
         ({"unfreeze": -2}, "got -2"),
         ({"input_size": (16, 16)}, "from 32 to 640"),
     ],
@@ -123,7 +120,7 @@ def test_training_does_not_change_non_trainable_weights() -> None:
 )
 def test_invalid_network_options_are_rejected(options: dict, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        build_network("mobilenet_v2", **({"n_classes": 2, "input_size": (64, 64)} | options))
+        build_network("vgg16", **({"n_classes": 2, "input_size": (64, 64)} | options))
 
 
 def test_diverged_network_is_not_saved(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import Digits
 
 from models.backbone import MIN_INT8_COSINE, ExportedBackbone, check_agreement, export_backbone
 from models.bundle import BackboneEntry
@@ -12,17 +11,41 @@ from models.engine import LiteRTEngine
 from models.errors import ModelError
 from models.quantization import accuracy_cost, mean_cosine
 from models.scorer import Head, decode_all
+from tests.streaming.small_models import Digits, fit_head, some_digits
+
+SIDE = 64  # a twelfth of the pixels of the default size
+CALIBRATION = 40  # images
+
+
+@pytest.fixture(scope="module")
+def exact(exports: Path) -> ExportedBackbone:
+    return export_backbone("efficientnet_lite0", "imagenet", exports, input_size=(SIDE, SIDE))
+
+
+@pytest.fixture(scope="module")
+def digits(exact: ExportedBackbone) -> Digits:
+    return some_digits(exact, 150)
+
+
+@pytest.fixture(scope="module")
+def head(digits: Digits) -> Head:
+    return fit_head(digits.features, digits.labels, k=20)
 
 
 @pytest.fixture(scope="module")
 def pixels(digits: Digits) -> np.ndarray:
-    return decode_all(digits.images, (224, 224)).images
+    return decode_all(digits.images, (SIDE, SIDE)).images
+
+
+def quantise(pixels: np.ndarray, exports: Path) -> ExportedBackbone:
+    """Export the backbone, calibrated on the first digits."""
+    images = pixels[:CALIBRATION]
+    return export_backbone("efficientnet_lite0", "imagenet", exports, input_size=(SIDE, SIDE), int8_calibration=images)
 
 
 @pytest.fixture(scope="module")
 def quantised(exports: Path, pixels: np.ndarray) -> ExportedBackbone:
-    """The default backbone, calibrated on some of the digits."""
-    return export_backbone("efficientnet_lite0", "imagenet", exports, int8_calibration=pixels[:60])
+    return quantise(pixels, exports)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +53,10 @@ def quantised_features(quantised: ExportedBackbone, pixels: np.ndarray) -> np.nd
     return LiteRTEngine(quantised.flatbuffer)(pixels)
 
 
-def test_int8_export_is_small_and_recorded_as_int8(exported: ExportedBackbone, quantised: ExportedBackbone) -> None:
-    assert quantised.flatbuffer.stat().st_size < exported.flatbuffer.stat().st_size / 3
-    assert (exported.precision, quantised.precision) == ("float32", "int8")
-    assert quantised.sha256 != exported.sha256
+def test_int8_export_is_small_and_recorded_as_int8(exact: ExportedBackbone, quantised: ExportedBackbone) -> None:
+    assert quantised.flatbuffer.stat().st_size < exact.flatbuffer.stat().st_size / 3
+    assert (exact.precision, quantised.precision) == ("float32", "int8")
+    assert quantised.sha256 != exact.sha256
     entry = BackboneEntry.of(quantised)
     assert (entry.precision, entry.cosine, entry.parity) == ("int8", quantised.cosine, quantised.parity)
     with pytest.raises(ModelError, match="the engine keras computes in float32; int8 requires the engine litert"):
@@ -46,7 +69,8 @@ def test_int8_features_are_close_to_float_features(
 ) -> None:
     assert quantised_features.dtype == np.float32
     assert 0.95 < quantised.cosine < 1
-    assert mean_cosine(digits.features[60:], quantised_features[60:]) > 0.95  # images it was not calibrated on
+    others = slice(CALIBRATION, None)  # images on which it was not calibrated
+    assert mean_cosine(digits.features[others], quantised_features[others]) > 0.95
 
 
 def test_int8_features_do_not_depend_on_the_batch(
@@ -67,12 +91,12 @@ def test_accuracy_cost_of_int8_is_measured(head: Head, digits: Digits, quantised
 
 
 def test_export_is_cached_by_its_calibration_images(
-    quantised: ExportedBackbone, exported: ExportedBackbone, exports: Path, pixels: np.ndarray
+    quantised: ExportedBackbone, exact: ExportedBackbone, exports: Path, pixels: np.ndarray
 ) -> None:
     before = quantised.flatbuffer.stat().st_mtime_ns
-    assert export_backbone("efficientnet_lite0", "imagenet", exports, int8_calibration=pixels[:60]) == quantised
+    assert quantise(pixels, exports) == quantised
     assert quantised.flatbuffer.stat().st_mtime_ns == before
-    assert quantised.flatbuffer.parent != exported.flatbuffer.parent
+    assert quantised.flatbuffer.parent != exact.flatbuffer.parent
 
 
 @pytest.mark.parametrize(

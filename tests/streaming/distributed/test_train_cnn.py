@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from streaming.settings import Settings
 from tests.conftest import environment_of, imagestream
 
 SIDE = 64
-NETWORK = ("--input-size", SIDE, "--workers", 2, "--batch-size", 32, "--learning-rate", 0.002)
+NETWORK = ("--input-size", SIDE, "--workers", 1, "--batch-size", 32, "--learning-rate", 0.002)
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +36,41 @@ def settings(tmp_path: Path, jars_dir: Path) -> Settings:
     return Settings(home=tmp_path, jars=jars_dir)
 
 
-def test_trained_network_is_registered_and_predicts_the_same(settings: Settings, faces: Path) -> None:
-    result = imagestream(settings, "train-cnn", "--images", faces, *NETWORK, "--epochs", 6, "--threshold", "f1")
+def test_killed_and_interrupted_training_resumes_and_is_registered(settings: Settings, faces: Path) -> None:
+    """Killed in the second epoch, resumed, interrupted two epochs later, and resumed to the end."""
+    done = 0
+    for end, resume in ((signal.SIGKILL, []), (signal.SIGINT, ["--resume"])):
+        output = _end_after_two_epochs(settings, faces, [*NETWORK, "--epochs", 40, *resume], done, end)
+        if end is signal.SIGINT:
+            assert "interrupted; run it again with --resume" in output
+            assert "Traceback" not in output
+        before, done = done, read_checkpoint(settings.work_dir / "train-cnn").state.epoch
+        assert done >= before + 2
+    epochs = max(done + 1, 6)
+    to_the_end = ("--epochs", epochs, "--threshold", "f1", "--resume")
+    result = imagestream(settings, "train-cnn", "--images", faces, *NETWORK, *to_the_end)
+    _check_result(result, epochs)
+    _check_model(settings, faces, result)
+
+
+def _check_result(result: dict[str, Any], epochs: int) -> None:
     assert (result["version"], result["promoted"], result["left_out"]) == (1, True, 1)
     history = result["history"]
-    assert (history["mode"], history["workers"], len(history["epochs"])) == ("synchronous", 2, 6)
+    assert (history["mode"], history["workers"]) == ("synchronous", 1)
+    assert [epoch["epoch"] for epoch in history["epochs"]] == list(range(epochs))
+    curves = Path(result["learning_curves"])
+    assert curves.read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads(curves.with_name("history.json").read_text())["epochs"]) == epochs
     rows = [sum(worker["training"]["rows"] for worker in epoch["workers"]) for epoch in history["epochs"]]
     validated = [sum(worker["validation"]["rows"] for worker in epoch["workers"]) for epoch in history["epochs"]]
     assert len(set(rows)) == len(set(validated)) == 1
     assert rows[0] + validated[0] == result["training_rows"]
     assert result["training_metrics"]["accuracy"] > 0.75
     assert 0.5 <= result["metrics_at_half"]["accuracy"] <= 1.0
-    assert Path(result["learning_curves"]).read_bytes().startswith(b"\x89PNG")
 
+
+def _check_model(settings: Settings, faces: Path, result: dict[str, Any]) -> None:
+    """The registered model predicts as the trained network."""
     bundle = open_registry(settings.home).read(1)
     assert bundle.manifest.training_data.holdout_rows + result["training_rows"] == 300
     scorer = load_scorer(bundle)
@@ -60,24 +83,6 @@ def test_trained_network_is_registered_and_predicts_the_same(settings: Settings,
     images = np.stack([decode(path.read_bytes(), (SIDE, SIDE)) for path in with_glasses])
     answers = scorer.probabilities(scorer.features(images))
     assert (answers[:, bundle.manifest.classes.index("glasses")] > 0.5).mean() > 0.6
-
-
-def test_killed_or_interrupted_driver_resumes_from_its_last_epoch(settings: Settings, faces: Path) -> None:
-    """Killed in the second epoch, resumed, interrupted two epochs later, and resumed to the end."""
-    training = [*NETWORK, "--mode", "asynchronous", "--workers", 1]
-    done = 0
-    for end, resume in ((signal.SIGKILL, []), (signal.SIGINT, ["--resume"])):
-        output = _end_after_two_epochs(settings, faces, [*training, "--epochs", 40, *resume], done, end)
-        if end is signal.SIGINT:
-            assert "interrupted; run it again with --resume" in output
-            assert "Traceback" not in output
-        before, done = done, read_checkpoint(settings.work_dir / "train-cnn").state.epoch
-        assert done >= before + 2
-    epochs = done + 1
-    resumed = imagestream(settings, "train-cnn", "--images", faces, *training, "--epochs", epochs, "--resume")
-    assert [epoch["epoch"] for epoch in resumed["history"]["epochs"]] == list(range(epochs))
-    kept = json.loads((settings.work_dir / "train-cnn" / "history.json").read_text())
-    assert len(kept["epochs"]) == epochs
 
 
 def _end_after_two_epochs(

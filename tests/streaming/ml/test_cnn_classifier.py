@@ -21,7 +21,7 @@ def digits(spark: SparkSession) -> DataFrame:
 
 def test_cnn_pipeline_is_fitted_saved_and_loaded(digits: DataFrame, tmp_path: Path) -> None:
     network = DistributedCNNClassifier(
-        inputCol="image", inputSize=32, epochs=4, batchSize=16, learningRate=0.003, predictionCol="answer"
+        inputCol="image", inputSize=32, workers=1, epochs=4, batchSize=16, learningRate=0.003, predictionCol="answer"
     )
     model = Pipeline(stages=[network]).fit(digits)
     model.save(str(tmp_path / "model"))

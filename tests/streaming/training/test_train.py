@@ -173,7 +173,7 @@ def test_dry_run_reports_the_outcome_without_changes(home: Path, jars_dir: Path,
 
 def test_int8_is_compared_with_float_on_the_holdout(home: Path, jars_dir: Path, exports: Path) -> None:
     settings = Settings(home=home, jars=jars_dir, backbones=exports)
-    small = ("--backbone", "cnn_color", "--weights", "random", "--limit", 150, "--max-iter", 20)
+    small = ("--backbone", "cnn_color", "--weights", "random", "--input-size", 24, "--limit", 100, "--max-iter", 5)
     arguments = (*small, "--int8", "--margin=-0.9")
     found = imagestream(settings, "train", "--dataset", "digits", *arguments)
     metrics = found["metrics"]
@@ -265,7 +265,7 @@ def test_sigterm_ends_training_in_one_line_even_if_the_jvm_ends_first(
     ) as running:
         while "pyspark.daemon" not in _commands_below(running.pid):  # so that a job is running
             assert running.poll() is None
-            time.sleep(0.05)
+            time.sleep(0.3)  # each look reads all processes of the machine
         os.killpg(running.pid, signal.SIGTERM)
         output = running.communicate(timeout=60)
     assert (running.returncode, *output) == (EXIT_INTERRUPTED, "", "stopped by SIGTERM\n")
