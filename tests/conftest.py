@@ -139,9 +139,10 @@ def exports() -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(exports: Path) -> ExportedBackbone:
+def exported(exports: Path, run_dir: Path) -> ExportedBackbone:
     """The default backbone with its ImageNet weights."""
-    return export_backbone(DEFAULT_BACKBONE, "imagenet", exports)
+    with FileLock(run_dir / "exported.lock"):
+        return export_backbone(DEFAULT_BACKBONE, "imagenet", exports)
 
 
 @pytest.fixture(scope="session")
