@@ -37,6 +37,9 @@ from streaming.training.fit_options import FitOptions
 
 BYTES_PER_PARTITION = 16 * 1024**2  # of features
 CACHED_BYTES = 8 * 1024**2  # size of a batch of Spark's cache, whose default is 10,000 rows
+# Spark's share of the heap, 0.6 by default, is for rows that it can also keep on disk. L-BFGS keeps 20 vectors of the
+# size of the weights outside it: an MLP on 50,000 CIFAR-10 images ran out of 3 GB, and needs 2 GB with this share.
+MEMORY_FOR_FITTING = {"spark.memory.fraction": "0.4"}
 FEW_BYTES = 128 * 1024**2  # maximum size of projected features in two partitions
 SKETCHED_COMPONENTS = 256  # components of a randomized PCA if their number is not given
 
@@ -142,14 +145,12 @@ def _fit_mlp(rows: DataFrame, layers: tuple[int, ...], options: FitOptions) -> M
     The scaling x → (x − m) / s is folded into the first layer: (x − m) / s · W + b = x · (W / s) + (b − m / s · W).
     """
     scaler = StandardScaler(inputCol="features", outputCol="scaled", withMean=True, withStd=True).fit(rows)
-    scaled = scaler.transform(rows).select(F.col("scaled").alias("features"), "label").persist()
-    try:
-        estimator = MultilayerPerceptronClassifier(
-            layers=list(layers), maxIter=options.max_iter, blockSize=options.block_size, seed=options.seed
-        )
-        weights = estimator.fit(scaled).weights.toArray()
-    finally:
-        scaled.unpersist()
+    estimator = MultilayerPerceptronClassifier(
+        layers=list(layers), maxIter=options.max_iter, blockSize=options.block_size, seed=options.seed
+    )
+    # Not persisted: Spark reads the rows once and persists its own blocks of them, 8 bytes per feature.
+    scaled = scaler.transform(rows).select(F.col("scaled").alias("features"), "label")
+    weights = estimator.fit(scaled).weights.toArray()
     mlp = mlp_from_spark(layers, weights)
     spread = scaler.std.toArray()
     scale = np.divide(

@@ -28,6 +28,7 @@ from streaming.storage.home import make_dir
 from streaming.training.backbones import BackboneOptions, make_backbone
 from streaming.training.calibrate import calibration_images
 from streaming.training.candidate import BackboneParts, make_candidate
+from streaming.training.fit import MEMORY_FOR_FITTING
 from streaming.training.fit_options import FitOptions, GateOptions
 from streaming.training.inherit import objective_for, options_like
 from streaming.training.job import Job, OnStep, TrainResult, champion_of, sample_images
@@ -72,7 +73,7 @@ def train(
         objective = objective_for(options.metric, options.threshold, champion)
         options = replace(options, metric=str(objective), group_by=chosen_groups(options.group_by, champion))
         golden = sample_images(dataset, entry.input_size)
-        with spark_session(settings, "imagestream train") as spark:
+        with spark_session(settings, "imagestream train", conf=MEMORY_FOR_FITTING) as spark:
             job = Job(settings, spark, registry, champion, gate, on_step, by, augment, options.group_by, objective)
             rows, read = job.featurized(dataset, made.source)
             exact = None
@@ -137,7 +138,7 @@ def retrain(
             files={name: folder / name for name in champion.manifest.backbone.files},
             golden=golden_images(champion.arrays(GOLDEN)),
         )
-        with spark_session(settings, "imagestream retrain") as spark:
+        with spark_session(settings, "imagestream retrain", conf=MEMORY_FOR_FITTING) as spark:
             shared = (settings, spark, registry, champion, gate, on_step, by, int(augmented))
             job = Job(*shared, group_by=options.group_by, objective=objective, inherited=inherited)
             rows = job.stored(champion.backbone_sha256, parts.entry.n_features)

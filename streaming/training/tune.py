@@ -35,7 +35,7 @@ from streaming.storage.tables import Table
 from streaming.training.accumulators import gram_sums
 from streaming.training.backbones import BackboneOptions
 from streaming.training.evaluate import evaluate
-from streaming.training.fit import fit_classifier, fit_projection
+from streaming.training.fit import MEMORY_FOR_FITTING, fit_classifier, fit_projection
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
 from streaming.training.job import champion_of
 from streaming.training.tune_features import Variant, VariantMaker, stored_variant
@@ -155,7 +155,7 @@ def tune(
         )
     features = Table(settings.place.tables, "features")
     sides = Sides.of(options.holdout, options.validation, options.seed, chosen_groups(None, champion))
-    with spark_session(settings, "imagestream tune") as spark:
+    with spark_session(settings, "imagestream tune", conf=MEMORY_FOR_FITTING) as spark:
         if source is not None:
             maker = VariantMaker(
                 spark, features, source.dataset, source.backbone, settings.backbones_dir, sides, on_step

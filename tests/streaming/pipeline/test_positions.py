@@ -11,7 +11,7 @@ import pytest
 from kafka import KafkaProducer, TopicPartition
 from kafka.admin import KafkaAdminClient, NewPartitions, NewTopic
 
-from streaming.errors import ServiceError
+from streaming.errors import ConflictError, ServiceError
 from streaming.images.dataset import digit_images, write_images
 from streaming.pipeline.decisions import OffsetRange
 from streaming.pipeline.finish import Tables, apply
@@ -22,6 +22,8 @@ from streaming.pipeline.positions import (
     Positions,
     StreamIdentity,
     TopicAppearedError,
+    check_not_shared,
+    committed_ends,
     committed_offsets,
     identity_key,
     name_in_kafka,
@@ -165,6 +167,30 @@ def test_committed_offsets_without_a_stream(settings: Settings) -> None:
     assert committed_offsets(other) == ("other", {0: 2})
 
 
+def test_committed_ends_are_those_of_the_newest_topic_of_each_name(settings: Settings) -> None:
+    assert committed_ends(settings) == {"images": {}}
+    begin_stream(settings, {0: 4, 1: 0})
+    recreated = settings.model_copy(update={"topic": "images~2"})
+    for number, one in enumerate((settings, recreated, settings.model_copy(update={"topic": "faces"})), 1):
+        decision = replace(decision_of(one, number, {0: (4, 4 + number)}), topics={one.topic: f"id-{number}"})
+        apply(decision, Tables(settings.place.tables), fresh=True)
+    assert list(committed_ends(settings).items()) == [("faces", {("faces", 0): 7}), ("images~2", {("images", 0): 6})]
+
+
+def test_topic_that_another_stream_reads_is_rejected(settings: Settings) -> None:
+    begin_stream(settings)
+    check_not_shared(settings, {"images"})
+    other = settings.model_copy(update={"topic": "faces"})
+    check_not_shared(other, {"faces"})
+    with pytest.raises(ConflictError, match="topic 'images' is read by stream 'images'"):
+        check_not_shared(other, {"faces", "images"})
+    begin_stream(other, stream_id="another")
+    decision = replace(decision_of(settings, 1, {0: (0, 3)}), topics={"birds": "id", "cats": "id"})
+    apply(decision, Tables(settings.place.tables), fresh=True)
+    with pytest.raises(ConflictError, match="topic 'birds'"):
+        check_not_shared(other, {"cats", "faces", "birds"})
+
+
 def test_unreadable_table_is_named(settings: Settings) -> None:
     commit_batch(settings, 0, {0: (0, 5)})
     for file in (Path(settings.place.tables) / "batches" / "_delta_log").iterdir():
@@ -184,6 +210,13 @@ def test_stream_resumes_and_reads_new_partitions_from_the_start() -> None:
     plan = plan_start(at({0: 10, 1: 2}), topic({0: 0, 1: 0, 2: 0}, {0: 20, 1: 2, 2: 8}), Accept())
     assert starting(plan) == {"images": {"0": 10, "1": 2, "2": 0}}
     assert (plan.stream, plan.number, plan.topics) == ("id", 5, {"images": "one"})
+
+
+def test_starts_and_topics_of_a_plan() -> None:
+    plan = plan_start(at({0: 10}), topic({0: 0, 1: 0}, {0: 20, 1: 8}), Accept())
+    assert plan.starts == {("images", 0): 10, ("images", 1): 0}
+    assert plan.starts is not plan.starts
+    assert plan.kafka_topics == {"images": ("images", "one")}
 
 
 def test_topic_at_the_committed_offsets_is_the_same() -> None:

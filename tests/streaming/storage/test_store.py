@@ -18,7 +18,7 @@ import pytest
 
 from streaming.errors import ServiceError
 from streaming.storage import store_base as store_module
-from streaming.storage.bucket_store import BucketStore
+from streaming.storage.bucket_store import SHARED_VARIABLES, BucketStore, shared_variables
 from streaming.storage.local_store import LocalStore
 from streaming.storage.store import Store, open_store
 from streaming.storage.store_errors import StoreAwayError
@@ -57,6 +57,9 @@ def test_stored_objects_are_found(store: Store) -> None:
     assert keys(store) == ["a/b/c", "a/d", "ab"]
     assert keys(store, "a") == ["a/b/c", "a/d"]
     assert {one.key: one.bytes for one in store.list()} == {"a/b/c": 3, "a/d": 5, "ab": 0}
+    assert [store.head("a/d", n) for n in (1, 5, 9)] == [b"t", b"three", b"three"]
+    assert [store.size(key) for key in ("a/d", "ab", "a", "b")] == [5, 0, None, None]
+    assert [store.head(key, 1) for key in ("ab", "a", "b")] == [b"", None, None]
     assert all(one.modified.tzinfo is not None for one in store.list())
     assert (store.folders(), store.folders("a")) == (["a"], ["b"])
     store.delete(["a/d", "never/there"])
@@ -293,6 +296,21 @@ def test_unwritable_store_is_reported_in_one_line(tmp_path: Path) -> None:
         store.put("a", b"")
 
 
+def test_access_is_checked(store: Store) -> None:
+    store.check_access()
+    assert keys(store) == []
+
+
+def test_store_that_returns_nothing_is_detected(tmp_path: Path) -> None:
+    class Forgetful(LocalStore):
+        def get(self, key: str) -> bytes | None:
+            return None
+
+    with pytest.raises(ServiceError, match="does not return what was written to it"):
+        Forgetful(tmp_path).check_access()
+    assert keys(open_store(tmp_path)) == []
+
+
 def test_conditional_puts_are_checked(store: Store) -> None:
     store.check_conditional()
     assert keys(store) == []
@@ -307,6 +325,15 @@ def test_overwriting_store_is_detected(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="does not support conditional puts: of 8 writers .* but 9 did"):
         Overwriting(tmp_path).check_conditional()
     assert keys(open_store(tmp_path)) == []
+
+
+def test_executors_share_regions_and_servers_but_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*SHARED_VARIABLES, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert shared_variables() == {}
+    for name in ("AWS_REGION", "AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_ACCOUNT_KEY"):
+        monkeypatch.setenv(name, "value")
+    assert shared_variables() == {"AWS_REGION": "value"}
 
 
 def test_bucket_is_never_pickled() -> None:

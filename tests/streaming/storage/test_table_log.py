@@ -13,13 +13,13 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.transaction import AddAction, RemoveAction
 from pyspark.sql import SparkSession
 
-from streaming.errors import ServiceError
+from streaming.errors import DataError, ServiceError
 from streaming.query import query
 from streaming.settings import Settings
 from streaming.storage import table_log
 from streaming.storage.local_store import LocalStore
 from streaming.storage.store_errors import StoreAwayError
-from streaming.storage.table_log import TableLog, open_log
+from streaming.storage.table_log import REWRITE, TableLog, boot_seconds, open_log
 from streaming.storage.tables import LABELS, PREDICTIONS, Table
 from tests.streaming.history import NOON
 from tests.streaming.racers import run_at_once
@@ -132,6 +132,38 @@ def test_transaction_committed_by_another_handle_is_skipped(table: Table) -> Non
     assert not table.append(labels("twice"), APP, 7)
     assert not table.append(labels("older"), APP, 6)
     assert images(table.place) == sorted([*before, "once"])
+
+
+def test_transactions_of_an_older_version_are_known_until_it_is_refreshed(table: Table) -> None:
+    assert table.append(labels("one"), APP, 3)
+    ours, theirs = (TableLog(DeltaTable(table.place), table.place, boot_seconds()) for _ in range(2))
+    assert (ours.transaction(APP), ours.transaction("another"), ours.next_rewrite()) == (3, None, 1)
+    assert theirs.commit([add(table.place, "two.parquet", "two")], APP, 4)
+    assert (ours.known_transaction(APP), ours.has(APP, 3), ours.has(APP, 4)) == (3, True, False)
+    assert (ours.transaction(APP), ours.known_transaction(APP), ours.has(APP, 4)) == (4, 4, True)
+    assert theirs.commit([add(table.place, "three.parquet", "three")], REWRITE, 7)
+    ours.refresh()
+    assert ours.next_rewrite() == 8
+
+
+def test_partition_columns_are_not_in_the_files(tmp_path: Path) -> None:
+    predictions = Table(tmp_path, "predictions")
+    assert predictions.append(pa.Table.from_pylist([{"image_id": "a", "date": NOON.date()}], PREDICTIONS), APP, 1)
+    expected = [name for name in PREDICTIONS.names if name != "date"]
+    assert open_log(predictions.place).data_schema().names == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, None), ("a b", "a b"), (7, "7"), (NOON.date(), "2024-05-06"), (0, "0")]
+)
+def test_partition_values_are_text_in_the_log(value: object, text: str | None) -> None:
+    assert table_log._partition_value(value) == text
+
+
+@pytest.mark.parametrize("value", [True, NOON, 0.5, b"a"])
+def test_partition_by_another_type_is_refused(value: object) -> None:
+    with pytest.raises(DataError, match="expected a partition by text, date or integer, got "):
+        table_log._partition_value(value)
 
 
 @pytest.mark.parametrize("properties", [{"delta.enableChangeDataFeed": "true"}, {"delta.appendOnly": "true"}])
