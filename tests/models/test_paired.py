@@ -1,15 +1,25 @@
 """The paired gain of one model over another: textbook cases, reference estimates and small holdouts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import beta, binom
 from sklearn.metrics import f1_score
 
-from models.paired import F1Gain, MeanGain, gain_interval, images_needed
+from models.paired import F1Gain, MeanGain, PairedCounts, gain_interval, images_needed
 
 
 def accuracy(only_candidate: int, only_champion: int, same: int) -> MeanGain:
     return MeanGain(np.array([1.0, -1.0, 0.0]), np.array([only_candidate, only_champion, same]), 1.0)
+
+
+def test_counts_of_images_and_their_gain() -> None:
+    counts = PairedCounts(both=4, only_candidate=3, only_champion=1, neither=2)
+    assert (counts.rows, counts.gain) == (10, 0.2)
+    assert (PairedCounts().rows, PairedCounts().gain) == (0, 0)
+    assert (accuracy(3, 1, 6).rows, accuracy(3, 1, 6).value, accuracy(0, 0, 0).value) == (10, 0.2, 0)
+    assert type(accuracy(3, 1, 6).rows) is int
 
 
 @pytest.mark.parametrize(("more", "less", "same"), [(6, 0, 200), (30, 17, 950), (5, 3, 2), (400, 300, 9300), (3, 0, 0)])
@@ -46,6 +56,10 @@ def test_bound_is_where_the_p_value_equals_one_minus_the_confidence(gain: MeanGa
 def test_no_images_or_only_losses_give_the_trivial_bound(gain: MeanGain) -> None:
     assert gain.lower_bound(0.95) == -1
     assert gain.p_value(0.0) == 1
+
+
+def test_gain_exceeds_the_largest_loss_and_no_gain_the_largest_gain() -> None:
+    assert (accuracy(3, 2, 5).p_value(-1.0), accuracy(3, 2, 5).p_value(1.0)) == (0, 1)
 
 
 def test_tiny_holdout_without_disagreement_is_inconclusive() -> None:
@@ -85,6 +99,31 @@ def test_f1_gain_is_the_difference_of_two_scores() -> None:
     two = [part % 2 for part in (truth, ours, theirs)]
     expected = f1_score(two[0], two[1]) - f1_score(two[0], two[2])
     assert f1_gain(*two, 2, only=1).value == pytest.approx(expected)
+
+
+def test_f1_gain_counts_classes_that_only_one_model_predicts() -> None:
+    truth, ours, theirs = np.zeros(4, np.int64), np.array([0, 0, 1, 1]), np.zeros(4, np.int64)
+    expected = [f1_score(truth, one, average="macro", labels=[0, 1], zero_division=0) for one in (ours, theirs)]
+    assert f1_gain(truth, ours, theirs, 3).value == pytest.approx(expected[0] - expected[1])
+    assert f1_gain(truth, theirs, ours, 3).value == pytest.approx(expected[1] - expected[0])
+
+
+def test_swapped_gain_is_that_of_the_champion() -> None:
+    truth, ours, theirs = answers(300, 4)
+    gain, swapped = f1_gain(truth, ours, theirs, 4), f1_gain(truth, theirs, ours, 4)
+    assert gain.swapped().value == swapped.value == pytest.approx(-gain.value)
+    assert gain.swapped().lower_bound(0.95) == pytest.approx(swapped.lower_bound(0.95), abs=4e-3)
+    assert accuracy(3, 1, 6).swapped().value == -0.2
+
+
+def test_heavier_pseudo_image_lowers_the_bound_and_halves_give_the_interval() -> None:
+    truth, ours, theirs = answers(60, 3)
+    for gain in (accuracy(5, 2, 30), f1_gain(truth, ours, theirs, 3)):
+        bounds = [replace(gain, extra=extra).lower_bound(0.975) for extra in (0.5, 1.0, 2.0)]
+        assert bounds[0] > bounds[1] > bounds[2]
+        assert gain.lower_bound(0.975) == bounds[1]
+        high = -replace(gain, extra=0.5).swapped().lower_bound(0.975)
+        assert gain_interval(gain, 0.95) == (bounds[0], high)
 
 
 def test_f1_bound_matches_the_paired_bootstrap_for_many_images() -> None:

@@ -126,19 +126,29 @@ PREDICTIONS_FILE = ("files", "predictions", 0)
         (changed("nonce", value=""), "a nonce"),
         (changed("extra", value=1), "'extra': Unexpected keyword"),
         (changed("model", "sha256", remove=True), "'model.sha256'"),
-        (changed("model", "version", value=2**31), "'model'"),
-        (changed("challenger", "version", value=-1), "'model'"),
-        (changed("ranges", value=[]), "'ranges'"),
-        (changed("ranges", 0, "start", value=-1), "'ranges'"),
-        (changed("ranges", 0, "end", value=10), "'ranges'"),
-        (changed("ranges", 0, "end", value=2**63), "'ranges'"),
+        (changed("number", value=2**63), "expected a positive number"),
+        (changed("model", "version", value=2**31), "'model': expected a positive version, got 2147483648"),
+        (changed("challenger", "version", value=-1), "'model': expected a positive version, got -1"),
+        (changed("challenger", "version", value=0), "'model': expected a positive version, got 0"),
+        (changed("ranges", value=[]), "'ranges' must have each partition once"),
+        (changed("ranges", 0, "start", value=-1), "expected offsets with start < end"),
+        (changed("ranges", 0, "end", value=10), "expected offsets with start < end"),
+        (changed("ranges", 0, "end", value=2**63), "expected offsets with start < end"),
+        (changed("ranges", 0, "partition", value=-1), "expected offsets with start < end"),
+        (changed("left_out", 0, "partition", value=2**31), "expected offsets with start < end"),
+        (changed("left_out", 0, "start", value=10), "expected offsets with start < end"),
         (changed("ranges", 0, "rows", value=5), "more rows than offsets"),
+        (changed("ranges", 0, "rows", value=-1), "more rows than offsets"),
+        (changed("ranges", 0, "log_start", value=-1), "a 'log_start' that is not an offset"),
+        (changed("ranges", 0, "log_start", value=2**63), "a 'log_start' that is not an offset"),
         (changed("ranges", 0, "rows", value=3), "'files' have 4 predicted and 2 quarantined rows"),
         (changed("ranges", 1, "partition", value=0), "each partition once"),
         (changed("left_out", 0, "topic", value="other"), "'topics' lacks 'other'"),
         (changed("topics", value={}), "'topics' lacks 'images'"),
         (changed("figures", "predicted_rows", value=3), "'files' have 4 predicted"),
         (changed("figures", "quarantined", "corrupt", value=-2), "'figures' must not be negative"),
+        (changed("figures", "input_bytes", value=-1), "'figures' must not be negative"),
+        (changed("figures", "input_bytes", value=2**63), "'figures' must not be negative"),
         (changed("figures", "started_at", value="yesterday"), "'figures.started_at'"),
         (changed("files", "labels", value=[]), "unexpected table 'labels'"),
         (changed("files", "predictions", value=[]), "'files' have 0 predicted"),
@@ -147,6 +157,8 @@ PREDICTIONS_FILE = ("files", "predictions", 0)
         (changed(*PREDICTIONS_FILE, "path", value="_delta_log/../x"), "'files': expected a key"),
         (changed(*PREDICTIONS_FILE, "bytes", value=0), "bytes and rows must be positive"),
         (changed(*PREDICTIONS_FILE, "rows", value=0), "bytes and rows must be positive"),
+        (changed(*PREDICTIONS_FILE, "bytes", value=2**63), "bytes and rows must be positive"),
+        (changed(*PREDICTIONS_FILE, "rows", value=2**63), "bytes and rows must be positive"),
         (changed(*PREDICTIONS_FILE, "partition", value={}), "must have the partition 'date'"),
         (changed("files", "quarantine", 0, "partition", value={"date": "x"}), "must have no partition"),
         (changed(*PREDICTIONS_FILE, "stats", value="[1]"), "the statistics must be a JSON object"),
@@ -159,7 +171,15 @@ PREDICTIONS_FILE = ("files", "predictions", 0)
             changed("answers", value={"topic": "a", "topic_id": "x", "tables": ["predictions"], "schema_id": 1}),
             "must have the id of an Avro schema, or none",
         ),
+        (
+            changed(
+                "answers",
+                value={"topic": "a", "topic_id": "x", "tables": ["predictions"], "format": "avro", "schema_id": -1},
+            ),
+            "must have the id of an Avro schema, or none",
+        ),
         (changed("format", remove=True), "has format 'None', expected 1"),
+        (changed("format", value=True), "has format 'True', expected 1"),
     ],
 )
 def test_damaged_or_hostile_decision_is_refused_with_key_and_reason(
@@ -168,6 +188,28 @@ def test_damaged_or_hostile_decision_is_refused_with_key_and_reason(
     content = content_of(decision)
     change(content)
     assert message in refused(settings, json.dumps(content).encode())
+
+
+def test_largest_numbers_of_kafka_and_delta_are_read(settings: Settings, decision: Decision) -> None:
+    most = 2**63 - 1
+    left_out = (OffsetRange("images", 2**31 - 1, most - 1, most), OffsetRange("images", 0, 0, 1))
+    ranges = (replace(decision.ranges[0], log_start=most), replace(decision.ranges[1], log_start=0))
+    files = {name: tuple(replace(one, bytes=most) for one in of) for name, of in decision.files.items()}
+    largest = replace(
+        decision,
+        model=ModelVersion(2**31 - 1, "ab" * 32),
+        challenger=ModelVersion(1, "cd" * 32),
+        ranges=ranges,
+        left_out=left_out,
+        files=files,
+        figures=replace(decision.figures, input_bytes=most),
+    )
+    for schema_id in (0, 2**31 - 1):
+        answers = AnswersDue("a" * 249, "topic-id", ("predictions",), "avro", schema_id)
+        expected = replace(largest, answers=answers)
+        assert Decision.from_json(expected.to_json(), "it") == expected
+    last = replace(decision, number=most, figures=replace(decision.figures, input_bytes=0))
+    assert Decision.from_json(last.to_json(), "it") == last
 
 
 def test_features_of_other_messages_are_refused(settings: Settings, decision: Decision) -> None:

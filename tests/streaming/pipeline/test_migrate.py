@@ -15,7 +15,15 @@ from streaming.errors import ServiceError
 from streaming.jobs.audit import audit
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.migrate import begin_stream, old_stream_lock, set_checkpoint_aside
-from streaming.pipeline.positions import Accept, Positions, plan_start, read_identity
+from streaming.pipeline.positions import (
+    Accept,
+    FirstOffset,
+    Positions,
+    StreamIdentity,
+    identity_key,
+    plan_start,
+    read_identity,
+)
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
 from streaming.storage.local_store import LocalStore
@@ -86,6 +94,7 @@ def test_old_home_continues_after_its_last_complete_batch(old_home: Settings) ->
     assert audit(old_home).unfinished
     positions = start(old_home)
     check_migrated(old_home, positions)
+    assert not (old_home.work_dir / "checkpoints").exists()
     assert start(old_home) == positions, "the second start has nothing to migrate"
     commit_batch(old_home, 1, {0: (15, 20), 2: (2, 5)}, query_id=positions.stream or "")
     assert audit(old_home).clean
@@ -156,6 +165,65 @@ def test_new_home_starts_at_the_beginning_of_the_topic(tmp_path: Path) -> None:
     )
     names = {path.name for path in Path(settings.place.tables).iterdir()}
     assert names == {"predictions", "quarantine", "features", "shadow", "batches"}
+
+
+def test_new_stream_is_refused_without_conditional_puts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overwrite(store: LocalStore, key: str, data: bytes) -> bool:
+        store.put(key, data)
+        return True
+
+    settings = Settings(home=tmp_path)
+    with monkeypatch.context() as overwriting:
+        overwriting.setattr(LocalStore, "_put_if_absent", overwrite)
+        with pytest.raises(ServiceError, match="does not support conditional puts"):
+            start(settings)
+    assert read_identity(settings, "images") is None
+
+
+def test_new_stream_is_refused_a_topic_that_another_one_reads(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    start(settings)
+    other = Settings(home=tmp_path, topic="faces")
+    with pytest.raises(ServiceError, match="topic 'images' is read by stream 'images'"):
+        begin_stream(other, Tables(other.place.tables), [SAME], Accept())
+    assert read_identity(other, "faces") is None
+
+
+@pytest.mark.parametrize(("reads", "topic"), [("", "images"), ("images,faces", "images,faces")])
+def test_identity_has_the_subscription(tmp_path: Path, reads: str, topic: str) -> None:
+    settings = Settings(home=tmp_path)
+    begin_stream(settings, Tables(settings.place.tables), [SAME], Accept(), reads=reads)
+    identity = read_identity(settings, "images")
+    assert identity is not None
+    assert identity.topic == topic
+
+
+def test_simultaneous_first_starts_have_the_identity_that_was_created_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, create = Settings(home=tmp_path), LocalStore.create
+    theirs = StreamIdentity("theirs", "images", {"images": "topic-id"}, (FirstOffset("images", 0, 7),))
+
+    def create_second(store: LocalStore, key: str, data: bytes) -> bool:
+        if key == identity_key("images"):
+            assert create(store, key, theirs.to_json())
+        return create(store, key, data)
+
+    monkeypatch.setattr(LocalStore, "create", create_second)
+    positions = begin_stream(settings, Tables(settings.place.tables), [SAME], Accept())
+    assert positions == Positions("theirs", 0, {("images", 0): 7}, {"images": "topic-id"})
+    assert read_identity(settings, "images") == theirs
+
+
+def test_identity_deleted_during_a_start_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, create = Settings(home=tmp_path), LocalStore.create
+
+    def lose(store: LocalStore, key: str, data: bytes) -> bool:
+        return key != identity_key("images") and create(store, key, data)
+
+    monkeypatch.setattr(LocalStore, "create", lose)
+    with pytest.raises(ServiceError, match=r"streams/images/stream\.json was created by another stream and deleted"):
+        begin_stream(settings, Tables(settings.place.tables), [SAME], Accept())
 
 
 def test_old_home_without_batches_starts_at_the_checkpoint(tmp_path: Path) -> None:
