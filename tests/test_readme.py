@@ -13,6 +13,7 @@ from streaming.settings import Settings
 from tests.conftest import SPARK, command_here, command_process, environment
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SMALL = ("--input-size", 64, "--max-iter", 10)  # added to `train`, and inherited by `retrain`
 BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
 
 
@@ -32,8 +33,8 @@ def run_block(block: str, folder: Path) -> list[str]:
                 continue
             assert program == ".venv/bin/imagestream"  # in a clone, imagestream is not on the path
             # The workers of the shared Spark session run in another folder, so relative paths need a new process.
-            run = command_process if words[0] == "train" else command_here
-            code, out, err = run(*words)
+            run, small = (command_process, SMALL) if words[0] == "train" else (command_here, ())
+            code, out, err = run(*words, *small)
             assert code == 0, f"{line}: {out}{err}"
             outputs.append(out + err)
     return outputs
