@@ -17,6 +17,7 @@ from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import program, run
 from streaming.images.dataset import digit_images, write_images
 from streaming.storage.tables import Table
+from tests.conftest import command_here, environment
 
 UNREACHABLE = "127.0.0.1:1"
 FAILED, USAGE = 1, 2
@@ -41,8 +42,8 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         if name.startswith("IMAGESTREAM_"):
             monkeypatch.delenv(name)
 
-    def run_here(home: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        for name, value in environment.items():
+    def run_here(home: Path, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        for name, value in variables.items():
             monkeypatch.setenv(name, value)
         line = ["--home", str(home), *map(str, arguments)]
         with pytest.raises(SystemExit) as ended:
@@ -137,17 +138,17 @@ def test_invalid_variable_is_reported_with_its_value(
     assert_refused(command(home, "models", "list", **{variable: value}), f"{variable}: .*{reason}", USAGE)
 
 
-def test_missing_java_is_reported_with_an_install_command(home: Path, tmp_path: Path) -> None:
+def test_missing_java_is_reported_with_an_install_command(command: Command, home: Path, tmp_path: Path) -> None:
     without = {"PATH": str(tmp_path / "empty"), "JAVA_HOME": str(tmp_path / "empty")}
     for arguments in (("broker", "start"), ("train", "--dataset", "digits", "--limit", "10")):
-        done = imagestream(home, *arguments, **without)
+        done = command(home, *arguments, **without)
         assert_refused(done, "Java 17 or 21 is needed, .*: run `.*(17|21).*`, or set JAVA_HOME to one")
 
 
-def test_port_in_use_is_reported(home: Path, jars_dir: Path) -> None:
+def test_port_in_use_is_reported(command: Command, home: Path, jars_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = imagestream(home, "broker", "start", "--port", str(port), IMAGESTREAM_JARS=str(jars_dir))
+        done = command(home, "broker", "start", "--port", str(port), IMAGESTREAM_JARS=str(jars_dir))
     assert_refused(done, f"port {port}")
 
 
@@ -215,8 +216,8 @@ def test_damaged_aliases_are_reported(command: Command, home: Path) -> None:
     assert_refused(command(home, "models", "list"), r"aliases\.json is damaged")
 
 
-def test_debug_prints_the_traceback_before_the_error(home: Path) -> None:
-    done = imagestream(home, "--debug", "models", "show", "99")
+def test_debug_prints_the_traceback_before_the_error(command: Command, home: Path) -> None:
+    done = command(home, "--debug", "models", "show", "99")
     assert done.returncode == FAILED
     assert done.stderr.startswith("Traceback (most recent call last):")
     assert done.stderr.splitlines()[-1].startswith("error: there is no model version 99")
@@ -274,10 +275,10 @@ def test_json_creates_the_file_and_its_folder(
     assert json.loads(file.read_text()) == summary
 
 
-def test_home_option_takes_precedence_over_the_environment(tmp_path: Path) -> None:
-    done = imagestream(tmp_path / "option", "models", "list", IMAGESTREAM_HOME=str(tmp_path / "variable"))
+def test_home_option_takes_precedence_over_the_environment(command: Command, tmp_path: Path) -> None:
+    variable = {"IMAGESTREAM_HOME": str(tmp_path / "variable")}
+    done = command(tmp_path / "option", "models", "list", **variable)
     assert f"no models in {tmp_path / 'option' / 'models'}" in done.stderr
-    command = [sys.executable, "-m", "streaming", "models", "list"]
-    environment = os.environ | {"IMAGESTREAM_HOME": str(tmp_path / "variable")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert f"no models in {tmp_path / 'variable' / 'models'}" in done.stderr
+    with environment(**variable):
+        _, _, err = command_here("models", "list")
+    assert f"no models in {tmp_path / 'variable' / 'models'}" in err

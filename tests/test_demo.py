@@ -1,8 +1,6 @@
 """The demo: as users run it in `make soak`, and with fewer and smaller images in `make test`."""
 
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from tests.conftest import command_here, imagestream, imagestream_process
 from tests.forms import Form
 from tests.test_readme import block_with, run_block
 
-SMALL = ("--input-size", 64, "--max-iter", 20)
+SMALL = ("--input-size", 64, "--max-iter", 10)
 
 
 def run_small_demo(settings: Settings) -> dict[str, Any]:
@@ -68,10 +66,7 @@ def test_demo_predicts_every_image_once_and_promotes_the_retrained_model(
     assert totals["correct"] / (first + more) == found["accuracy"]
 
     # Its processes have exited, and SQL works without them.
-    status = subprocess.run(
-        [sys.executable, "-m", "streaming", "--home", str(home), "broker", "status"], capture_output=True, check=False
-    )
-    assert status.returncode == 1
+    assert command_here("--home", home, "broker", "status")[0] == 1
     for command in NEXT:
         if command != "dashboard":
             code, _, err = command_here("--home", home, *shlex.split(command))
@@ -81,7 +76,7 @@ def test_demo_predicts_every_image_once_and_promotes_the_retrained_model(
     assert all(reason in outputs[2] for reason in ("not_an_image", "Truncated File Read", "the message has 0 bytes"))
 
     # A second run deletes the earlier demo only with --yes.
-    refused = imagestream_process(settings, "demo", code=1)["stderr"]
+    refused = imagestream(settings, "demo", code=1)["stderr"]
     assert f"Remove the earlier demo in {home}? Confirm with --yes" in refused
     new_demo_home(settings, lambda _: True)
     assert not (home / "tables").exists()

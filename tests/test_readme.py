@@ -13,6 +13,7 @@ from streaming.settings import Settings
 from tests.conftest import SPARK, command_here, command_process, environment
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SMALL = ("--input-size", 64, "--max-iter", 10)  # added to `train`, and inherited by `retrain`
 BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
 
 
@@ -32,8 +33,8 @@ def run_block(block: str, folder: Path) -> list[str]:
                 continue
             assert program == ".venv/bin/imagestream"  # in a clone, imagestream is not on the path
             # The workers of the shared Spark session run in another folder, so relative paths need a new process.
-            run = command_process if words[0] == "train" else command_here
-            code, out, err = run(*words)
+            run, small = (command_process, SMALL) if words[0] == "train" else (command_here, ())
+            code, out, err = run(*words, *small)
             assert code == 0, f"{line}: {out}{err}"
             outputs.append(out + err)
     return outputs
@@ -41,8 +42,8 @@ def run_block(block: str, folder: Path) -> list[str]:
 
 def test_first_steps_with_your_images_work(jars_dir: Path, exports: Path, tmp_path: Path) -> None:
     SPARK.start(tmp_path, jars_dir)
-    write_images(tmp_path / "photos", digit_images(120))
-    write_images(tmp_path / "new-photos", digit_images(30, skip=120))
+    write_images(tmp_path / "photos", digit_images(60))
+    write_images(tmp_path / "new-photos", digit_images(12, skip=60))
     first = min((tmp_path / "new-photos").rglob("*.png"))
     (tmp_path / "corrections.csv").write_text(f"name,label\n{first.name},{first.parent.name}\n")
     try:
@@ -50,7 +51,7 @@ def test_first_steps_with_your_images_work(jars_dir: Path, exports: Path, tmp_pa
             outputs = run_block(block_with("imagestream train --images"), tmp_path)
     finally:
         stop_broker(Settings(home=tmp_path / "my-service", jars=jars_dir))
-    assert "30 predicted (version 1: 30), 0 quarantined" in "\n".join(outputs)
+    assert "12 predicted (version 1: 12), 0 quarantined" in "\n".join(outputs)
     assert "version 2" in outputs[-2]
 
 

@@ -56,6 +56,9 @@ def main(
     home: HomeOption = None,
     backbone: BackboneOption = "inception_v3",
     weights: WeightsOption = "imagenet",
+    input_size: Annotated[
+        int | None, typer.Option(help="Input size of the backbone, in pixels per side; default: its own.")
+    ] = None,
     per_class: PerClassOption = 50,
     folds: Annotated[int, typer.Option(min=2, help="Number of folds of the cross-validation for tuning.")] = 3,
     json_file: JsonOption = None,
@@ -68,7 +71,7 @@ def main(
     with spark_session(service.settings, "digits_transfer", java_options=QUICK_START) as spark:
         rows = read_digits(spark, images)
         training, test = rows.randomSplit(SPLIT, seed=SEED)
-        fitted = make_pipeline(backbone, weights, service.settings.backbones_dir).fit(training)
+        fitted = make_pipeline(backbone, weights, input_size, service.settings.backbones_dir).fit(training)
         fitted.write().overwrite().save(saved)
         loaded = PipelineModel.load(saved)
         answers = loaded.transform(test).persist()
@@ -84,7 +87,8 @@ def main(
     settings = {"max-iter": MAX_ITER, "reg": best.getRegParam(), "elastic-net": best.getElasticNetParam()}
     options = [word for name, value in settings.items() for word in (f"--{name}", value)]
     network = ("--backbone", backbone, "--weights", weights, "--projection", "none", "--seed", SEED)
-    trained = service.run("train", "--images", images, *network, *options)
+    size = () if input_size is None else ("--input-size", input_size)
+    trained = service.run("train", "--images", images, *network, *size, *options)
     scored = service.score(images, "--label-from", "parent")
     Outcome(
         example="digits_transfer",

@@ -31,13 +31,18 @@ def read_digits(spark: SparkSession, folder: Path) -> DataFrame:
     return files.select("path", F.col("content").alias("image"), digit.cast("double").alias("label"))
 
 
-def make_pipeline(backbone: str, weights: str, cache_dir: Path) -> Pipeline:
-    """The Pipeline from images to digits with the original's settings."""
+def make_pipeline(backbone: str, weights: str, input_size: int | None, cache_dir: Path) -> Pipeline:
+    """The Pipeline from images to digits with the original's settings.
+
+    Args:
+        input_size: pixels per side; None for the backbone's own size.
+    """
     featurizer = DeepImageFeaturizer(
         inputCol="image",
         outputCol="features",
         modelName=backbone,
         weights=weights,
+        inputSize=None if input_size is None else [input_size, input_size],
         handleInvalid="skip",
         cacheDir=str(cache_dir),
     )

@@ -124,6 +124,11 @@ def write_table(ways: list[ModeResult], file: Path) -> Path:
     return file
 
 
+def best_of(ways: list[ModeResult]) -> ModeResult:
+    """The result with the highest accuracy on held-out images; of several, the one with the lowest log loss."""
+    return max(ways, key=lambda way: (way.test_accuracy, -way.test_stable_log_loss))
+
+
 def _formatted(figure: float | None) -> str:
     return "" if figure is None else f"{figure:.4f}" if isinstance(figure, float) else f"{figure}"
 
@@ -160,7 +165,7 @@ def main(  # noqa: PLR0917  the options of a command
         plots.append(Path(shutil.copy(trained["learning_curves"], service.home / f"curves-{how}-{often}.png")))
     table = write_table(ways, service.home / "ways.csv")
 
-    best = max(ways, key=lambda way: (way.test_accuracy, -way.test_stable_log_loss))
+    best = best_of(ways)
     service.run("models", "promote", best.version)
     scored = service.score(images)
     Outcome(

@@ -15,7 +15,9 @@ TRAINING = PER_BATCH * TRAINING_BATCHES
 
 @pytest.fixture(scope="module")
 def outcome(run_example: RunExample) -> dict[str, Any]:
-    return run_example("cifar10_mlp", "--per-batch", PER_BATCH, "--max-iter", 4, "--input-size", 96)
+    fit = ("--max-iter", 10)
+    options = ("--per-batch", PER_BATCH, "--input-size", 96, *fit)
+    return run_example("cifar10_mlp", *options, small={"train": ("--layers", 16, *fit)})
 
 
 def test_training_images_become_vectors_of_3072_values_from_0_to_1(outcome: dict[str, Any]) -> None:

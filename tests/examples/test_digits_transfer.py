@@ -11,7 +11,7 @@ IMAGES = 10 * PER_CLASS
 
 @pytest.fixture(scope="module")
 def outcome(run_example: RunExample) -> dict[str, Any]:
-    options = ("--backbone", "efficientnet_lite0", "--per-class", PER_CLASS, "--folds", 2)
+    options = ("--backbone", "efficientnet_lite0", "--input-size", 64, "--per-class", PER_CLASS, "--folds", 2)
     return run_example("digits_transfer", *options)
 
 

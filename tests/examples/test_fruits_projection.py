@@ -11,13 +11,14 @@ from examples.fruit_images import FRUITS
 from models.random_projection import johnson_lindenstrauss_dim
 from tests.examples.conftest import RunExample
 
-PER_CLASS = 3
+PER_CLASS = 2
 IMAGES = PER_CLASS * len(FRUITS)
 
 
 @pytest.fixture(scope="module")
 def outcome(run_example: RunExample) -> dict[str, Any]:
-    return run_example("fruits_projection", "--weights", "random", "--per-class", PER_CLASS)
+    options = ("--weights", "random", "--per-class", PER_CLASS)
+    return run_example("fruits_projection", *options, small={"train": ("--max-iter", 10)})
 
 
 def test_labels_are_folder_names_without_trailing_numbers(outcome: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from deltalake import write_deltalake
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
-from models.backbone import ExportedBackbone
+from models.backbone import DEFAULT_BACKBONE, ExportedBackbone, export_backbone
 from models.engine import LiteRTEngine
 from models.scorer import decode_all
 from streaming.images.dataset import digit_images, read_dataset, write_images
@@ -23,6 +23,12 @@ from streaming.images.images_frame import images_frame
 from streaming.images.labels import labelled_features
 from streaming.images.split import Split
 from streaming.storage.tables import Table
+
+
+@pytest.fixture(scope="module")
+def exported(exports: Path) -> ExportedBackbone:
+    """The backbone of the shared model, with a twelfth of the default pixels."""
+    return export_backbone(DEFAULT_BACKBONE, "imagenet", exports, input_size=(64, 64))
 
 
 def rows_of(table: Table) -> list[dict[str, object]]:

@@ -175,6 +175,7 @@ def test_each_labelled_image_is_used_once_with_its_latest_label(spark: SparkSess
         [stored("relabelled", "dog", 11, 2), stored("trained", "dog", 9, 1), stored("again", "dog", 9, 3)],
         [stored("relabelled", "bird", 10, 2), stored("relabelled", None, 12, 2), stored("never", None, 9, 4)],
         [stored("theirs", "cat", 9, 5, backbone_sha256="theirs"), stored("done", "cat", 9, 6, projection_sha256="p")],
+        [stored("again", "cat", 10, 3, backbone_sha256="theirs"), stored("again", "cat", 10, 3, projection_sha256="p")],
         [stored("tied", "b", 9, 7), stored("tied", "a", 9, 7)],
     ]
     for version, rows in enumerate(commits):
@@ -187,6 +188,7 @@ def test_each_labelled_image_is_used_once_with_its_latest_label(spark: SparkSess
         ("trained", "dog", [1.0, 1.0]),
     ]
     assert count_contradictory(spark, table, "ours") == 1  # tied
+    assert labelled_features(spark, table, "unknown").isEmpty()
 
 
 def test_later_label_overrides_the_published_one(spark: SparkSession, table: Table) -> None:

@@ -36,6 +36,8 @@ from tests.conftest import imagestream
 from tests.streaming.small_models import bundle_folder
 
 ROWS, WIDTH = 60, 8
+SMALL = ("--backbone", "cnn_color", "--weights", "random")
+IMAGES, PER_TASK = 120, 5  # of a run that is killed: each task takes a tenth of a second
 
 
 @pytest.fixture
@@ -69,12 +71,17 @@ def rows_of(output: Path, format_: FileFormat) -> tuple[list[str], list[str | No
     return found[0], found[1], np.array(found[2], np.float32)
 
 
-@pytest.mark.parametrize("format_", ["csv", "parquet", "delta"])
 @pytest.mark.parametrize(
-    "projection", [NoProjection(WIDTH), make_random_projection(WIDTH, 3, 1)], ids=["none", "random"]
+    ("format_", "projection"),
+    [
+        ("csv", NoProjection(WIDTH)),
+        ("parquet", make_random_projection(WIDTH, 3, 1)),
+        ("delta", NoProjection(WIDTH)),
+    ],
+    ids=["csv", "parquet of a random projection", "delta"],
 )
 def test_output_has_projected_rows_sorted_by_path_and_is_replaced(
-    spark: SparkSession, features: Features, tmp_path: Path, projection: Projection, format_: FileFormat
+    spark: SparkSession, features: Features, tmp_path: Path, format_: FileFormat, projection: Projection
 ) -> None:
     labels = [None if number % 7 == 0 else f"label {number % 3}" for number in range(ROWS)]
     table = pa.table({"source": paths(), "image_id": ["id"] * ROWS, "label": labels, "features": list_array(features)})
@@ -105,9 +112,8 @@ def test_folder_to_csv_of_principal_components(settings: Settings, tmp_path: Pat
     folder = write_images(tmp_path / "digits", digit_images(60))
     (folder / "7" / "bad.png").write_bytes(b"no image")
     output = tmp_path / "out" / "digits.csv"
-    summary = imagestream(
-        settings, "features", "--images", folder, "--output", output, "--explained-variance", 0.9, code=1
-    )
+    options = (*SMALL, "--explained-variance", 0.9)
+    summary = imagestream(settings, "features", "--images", folder, "--output", output, *options, code=1)
     assert (summary["rows"], summary["dataset"]["images"], summary["featurized"]["n_bad"]) == (60, 61, 1)
     assert summary["featurized"]["bad"] == {
         str(folder / "7" / "bad.png"): "not_an_image: starts with 6e 6f 20 69 6d 61 67 65, no known image format"
@@ -142,8 +148,8 @@ def test_model_option_uses_its_backbone_and_projection(settings: Settings, train
 
 def test_killed_or_stopped_run_continues(settings: Settings, tmp_path: Path) -> None:
     """Killed after the first commit of a task, stopped by Ctrl-C after another one, and finally completed."""
-    folder = write_images(tmp_path / "digits", digit_images(240))
-    command = ["features", "--images", folder, "--output", tmp_path / "out.csv"]
+    folder = write_images(tmp_path / "digits", digit_images(IMAGES))
+    command = ["features", "--images", folder, "--output", tmp_path / "out.csv", *SMALL]
     arguments = ["--home", settings.home, *command]
     code = f"""
 import signal
@@ -152,7 +158,7 @@ from streaming.cli import commands
 from streaming.cli.app import run
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run with another handler
-featurize.IMAGES_PER_TASK = 20
+featurize.IMAGES_PER_TASK = {PER_TASK}
 run({[str(argument) for argument in arguments]!r})
 """
     variables = {"IMAGESTREAM_JARS": str(settings.jars), "IMAGESTREAM_BACKBONES": str(settings.backbones)}
@@ -180,9 +186,9 @@ run({[str(argument) for argument in arguments]!r})
     assert err.splitlines() == ["interrupted; run the same command again to continue"]
     assert not (tmp_path / "out.csv").exists()
     found = imagestream(settings, *command)
-    assert found["rows"] == 240
-    assert 40 <= found["featurized"]["reused"] < 240
-    assert len(rows_of(tmp_path / "out.csv", "csv")[0]) == 240
+    assert found["rows"] == IMAGES
+    assert 2 * PER_TASK <= found["featurized"]["reused"] < IMAGES
+    assert len(rows_of(tmp_path / "out.csv", "csv")[0]) == IMAGES
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from streaming.training.gate import pair
 from tests.conftest import imagestream
 
 CLASSES = ("absent", "present")
-OPTIONS = FitOptions(projection="none", threshold="f1", seed=3)
+OPTIONS = FitOptions(projection="none", threshold="f1", seed=3, max_iter=8)
 
 
 def drawn(n: int, seed: int) -> tuple[Features, list[str]]:
@@ -164,12 +164,12 @@ def test_every_prediction_path_applies_the_threshold(spark: SparkSession, head: 
 
 
 def test_mlp_on_pixels_is_registered_with_a_threshold(jars_dir: Path, exports: Path, tmp_path: Path) -> None:
-    digits = [digit for digit in digit_images(1_000) if digit[1] in {"3", "8"}]
+    digits = [digit for digit in digit_images(700) if digit[1] in {"3", "8"}]
     write_images(tmp_path / "images", digits)
     settings = Settings(home=tmp_path / "home", jars=jars_dir, backbones=exports)
     settings.work_dir.mkdir()
     backbone = ("--backbone", "pixels", "--input-size", 14, "--projection", "none")
-    fitting = ("--classifier", "mlp", "--layers", 8, "--max-iter", 30, "--threshold", 0.3)
+    fitting = ("--classifier", "mlp", "--layers", 8, "--max-iter", 20, "--threshold", 0.3)
     result = imagestream(settings, "train", "--images", tmp_path / "images", *backbone, *fitting)
 
     bundle = open_registry(settings.home).read(result["version"])

@@ -1,9 +1,7 @@
 """Fitting on Spark, compared with NumPy, scikit-learn and Spark ML on the same rows."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 from sklearn.datasets import load_digits
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
 
 from models.arrays import Features
@@ -28,14 +25,12 @@ from models.projection import PCA, GramSums, NoProjection, fit_pca
 from models.randomized_pca import RangeSketch
 from models.scorer import Head
 from streaming.errors import ServiceError
-from streaming.images.labels import labelled_features
 from streaming.storage.files import as_matrix, list_array
-from streaming.storage.tables import FEATURES, Table
 from streaming.training import accumulators as sums_module
 from streaming.training import fit as fit_module
 from streaming.training.accumulators import gram_sums, range_sketch
 from streaming.training.evaluate import evaluate
-from streaming.training.fit import fit, fit_classifier, fit_projection, in_order, variance_kept
+from streaming.training.fit import fingerprint_of, fit, fit_classifier, fit_projection, in_order, variance_kept
 from streaming.training.fit_options import FitOptions
 
 CLASSES = tuple("0123456789")
@@ -113,7 +108,7 @@ def test_pca_and_logistic_regression_agree_with_spark_ml(
     stages = [
         StandardScaler(inputCol="raw", outputCol="centred", withMean=True, withStd=False),
         SparkPCA(inputCol="centred", outputCol="features", k=pca.n_out),
-        SparkLogisticRegression(family="multinomial", regParam=0.03),
+        SparkLogisticRegression(family="multinomial", regParam=0.03, maxIter=15),
     ]
     model = Pipeline(stages=stages).fit(vectors)
     _, spark_pca, spark_regression = model.stages
@@ -139,12 +134,12 @@ def test_pca_and_logistic_regression_agree_with_spark_ml(
 def test_regression_equals_spark_ml_on_the_projected_rows(
     spark: SparkSession, rows: DataFrame, features: Features, labels: list[str], pca: PCA
 ) -> None:
-    options = FitOptions(reg_param=0.1, elastic_net=0.5)
+    options = FitOptions(reg_param=0.1, elastic_net=0.5, max_iter=15)
     ours = fit_classifier(rows, ROWS, CLASSES, pca, options)
     assert isinstance(ours, LogisticRegression)
     projected = frame_of(spark, pca.transform(features), labels)
     vectors = projected.select(array_to_vector("features").alias("features"), F.col("label").cast("double"))
-    theirs = SparkLogisticRegression(regParam=0.1, elasticNetParam=0.5, family="multinomial").fit(vectors)
+    theirs = SparkLogisticRegression(regParam=0.1, elasticNetParam=0.5, family="multinomial", maxIter=15).fit(vectors)
     np.testing.assert_allclose(ours.coefficients, theirs.coefficientMatrix.toArray(), atol=1e-4)
     np.testing.assert_allclose(ours.intercept, theirs.interceptVector.toArray(), atol=1e-4)
     assert (ours.coefficients == 0).any()  # from the L1 penalty
@@ -157,7 +152,7 @@ def test_mlp_equals_spark_ml_on_standardised_rows(
     scaled_features = features * np.geomspace(0.01, 100, 64, dtype=np.float32) + 3
     scaled_features[:, 0] = 7
     frame = frame_of(spark, scaled_features, labels)
-    options = FitOptions(classifier="mlp", layers=(24, 16), max_iter=40)
+    options = FitOptions(classifier="mlp", layers=(24, 16), max_iter=25)
     ours = fit_classifier(frame, ROWS, CLASSES, NoProjection(64), options)
 
     ordered = frame.repartition(2, "image_id").sortWithinPartitions("image_id")
@@ -165,14 +160,14 @@ def test_mlp_equals_spark_ml_on_standardised_rows(
         array_to_vector(F.col("features").cast("array<double>")).alias("raw"), F.col("label").cast("double")
     ).persist()
     scaler = StandardScaler(inputCol="raw", outputCol="features", withMean=True, withStd=True).fit(vectors)
-    network = MultilayerPerceptronClassifier(layers=[64, 24, 16, 10], maxIter=40, seed=42)
+    network = MultilayerPerceptronClassifier(layers=[64, 24, 16, 10], maxIter=25, seed=42)
     scaled = scaler.transform(vectors).select("raw", "features", "label").persist()
     model = network.fit(scaled)
     columns = [vector_to_array(name).alias(name) for name in ("raw", "probability")]
     answers = model.transform(scaled).select("label", *columns).toArrow()
     raw, probability = (np.array(answers.column(name).to_pylist()) for name in ("raw", "probability"))
     np.testing.assert_allclose(ours.probabilities(raw.astype(np.float32)), probability, atol=1e-5)
-    assert np.mean(probability.argmax(axis=1) == answers.column("label").to_numpy()) > 0.9
+    assert np.mean(probability.argmax(axis=1) == answers.column("label").to_numpy()) > 0.8
 
 
 # --- projections
@@ -229,8 +224,8 @@ def test_features_of_a_flat_backbone_are_fitted_in_little_memory(spark: SparkSes
     wide[::2, :2000] += 1.0
     rows = in_order(frame_of(spark, wide, labels), wide.shape[1]).persist()
     for options in (
-        FitOptions(projection="random", eps=0.5, reg_param=0.1),
-        FitOptions(projection="randomized_pca", n_components=5),
+        FitOptions(projection="random", eps=0.5, reg_param=0.1, max_iter=5),
+        FitOptions(projection="randomized_pca", n_components=5, max_iter=5),
     ):
         assert evaluate(rows, fit(rows, options).head).accuracy > 0.9
     rows.unpersist()
@@ -264,7 +259,7 @@ def test_fit_is_deterministic_for_any_partitioning(
         found.append(fit(ordered, options))
         ordered.unpersist()
     first, second = found
-    assert first.fingerprint == second.fingerprint
+    assert first.fingerprint == second.fingerprint == fingerprint_of(rows)[1]
     for ours, theirs in (
         (first.head.projection.to_arrays(), second.head.projection.to_arrays()),
         (first.head.classifier.to_arrays(), second.head.classifier.to_arrays()),
@@ -303,7 +298,7 @@ def test_options_are_recorded_as_plain_values() -> None:
 
 
 def test_fit_learns_digits_with_the_pca_of_one_pass(rows: DataFrame, features: Features, pca: PCA) -> None:
-    fitted = fit(rows, FitOptions(explained_variance=0.9))
+    fitted = fit(rows, FitOptions(explained_variance=0.9, max_iter=20))
     assert fitted.head.classes == CLASSES
     assert fitted.rows == ROWS
     assert isinstance(fitted.head.projection, PCA)
@@ -314,13 +309,12 @@ def test_fit_learns_digits_with_the_pca_of_one_pass(rows: DataFrame, features: F
 
 def test_fingerprint_depends_on_the_rows_but_not_on_their_order(rows: DataFrame) -> None:
     few = rows.where("label in ('0', '1')").limit(60).persist()
-    options = FitOptions(max_iter=1)
-    fingerprint = fit(few, options).fingerprint
-    assert fit(few.orderBy("image_id").coalesce(1), options).fingerprint == fingerprint
+    fingerprint = fingerprint_of(few)
+    assert fingerprint_of(few.orderBy("image_id").coalesce(1)) == fingerprint
     first = few.agg(F.min("image_id")).collect()[0][0]
     other_label = F.when(F.col("image_id") == first, F.lit("2")).otherwise(F.col("label"))
-    assert fit(few.withColumn("label", other_label), options).fingerprint != fingerprint
-    assert fit(few.where(F.col("image_id") != first), options).fingerprint != fingerprint
+    assert fingerprint_of(few.withColumn("label", other_label))[1] != fingerprint[1]
+    assert fingerprint_of(few.where(F.col("image_id") != first))[1] != fingerprint[1]
     few.unpersist()
 
 
@@ -334,100 +328,3 @@ def test_non_finite_features_are_rejected(spark: SparkSession, features: Feature
     invalid[7, 7] = np.nan
     with pytest.raises(ModelError, match="finite features"):
         fit(frame_of(spark, invalid, ["a", "b"] * 10), FitOptions())
-
-
-# --- evaluation
-
-
-@pytest.fixture(scope="module")
-def poor_head(features: Features) -> Head:
-    """A poor model, so that every kind of error occurs."""
-    generator = np.random.default_rng(0)
-    return Head(CLASSES, NoProjection(64), LogisticRegression(generator.normal(size=(10, 64)), np.zeros(10)))
-
-
-def test_evaluation_agrees_with_scikit_learn(
-    rows: DataFrame, features: Features, labels: list[str], poor_head: Head
-) -> None:
-    probabilities = poor_head.probabilities(features).astype(np.float64)
-    predicted = [CLASSES[i] for i in probabilities.argmax(axis=1)]
-    found = evaluate(rows, poor_head)
-    assert found.classes == CLASSES
-    assert found.rows == ROWS
-    np.testing.assert_array_equal(found.confusion, confusion_matrix(labels, predicted, labels=CLASSES))
-    assert found.accuracy == pytest.approx(accuracy_score(labels, predicted), abs=1e-12)
-    assert found.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12)
-    probabilities /= probabilities.sum(axis=1, keepdims=True)  # scikit-learn warns about float32 rounding
-    assert found.log_loss == pytest.approx(log_loss(labels, probabilities, labels=CLASSES), abs=1e-5)
-    assert found.as_metrics()["holdout_rows"] == ROWS
-
-
-def test_labels_unknown_to_the_model_count_as_errors(
-    spark: SparkSession, features: Features, labels: list[str], poor_head: Head
-) -> None:
-    twenty = ["cat" if number % 4 == 0 else label for number, label in enumerate(labels[:20])]
-    probabilities = poor_head.probabilities(features[:20])
-    predicted = [CLASSES[i] for i in probabilities.argmax(axis=1)]
-    found = evaluate(frame_of(spark, features[:20], twenty), poor_head)
-    assert found.classes == (*CLASSES, "cat")
-    np.testing.assert_array_equal(found.confusion, confusion_matrix(twenty, predicted, labels=[*CLASSES, "cat"]))
-    assert found.confusion[-1].sum() == 5
-    assert found.confusion[:, -1].sum() == 0
-    assert found.accuracy == pytest.approx(accuracy_score(twenty, predicted))
-    assert found.macro_f1 == pytest.approx(f1_score(twenty, predicted, average="macro", zero_division=0.0))
-    of_true = [0 if label == "cat" else probabilities[i, int(label)] for i, label in enumerate(twenty)]
-    assert found.log_loss == pytest.approx(-np.mean(np.log(np.maximum(np.array(of_true, float), 1e-15))), abs=1e-5)
-
-
-def test_empty_evaluation_has_defined_metrics(rows: DataFrame, poor_head: Head) -> None:
-    found = evaluate(rows.where("false"), poor_head)
-    assert (found.rows, found.accuracy, found.macro_f1, found.log_loss) == (0, 0.0, 0.0, 0.0)
-
-
-# --- labelled features
-
-
-def stored(image: str, label: str | None, hour: int | None, value: float, **more: str) -> dict[str, object]:
-    published = None if hour is None else datetime(2024, 5, 6, hour, tzinfo=UTC)
-    row = {"image_id": image, "label_true": label, "published_at": published, "features": [value, value]}
-    return row | {"backbone_sha256": "ours"} | more
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> Table:
-    return Table(tmp_path, "features")
-
-
-def test_each_labelled_image_is_used_once_with_its_latest_label(spark: SparkSession, table: Table) -> None:
-    commits = [
-        [stored("trained", "cat", None, 1), stored("relabelled", "cat", 9, 2), stored("again", "dog", 9, 3)],
-        [stored("relabelled", "dog", 11, 2), stored("trained", "dog", 9, 1), stored("again", "dog", 9, 3)],
-        [stored("relabelled", "bird", 10, 2), stored("relabelled", None, 12, 2), stored("never", None, 9, 4)],
-    ]
-    for version, rows in enumerate(commits):
-        assert table.append(pa.Table.from_pylist(rows, schema=FEATURES), "test", version)
-    found = labelled_features(spark, table, "ours")
-    assert found.columns == ["image_id", "known_as", "label", "features"]
-    assert sorted(tuple(row) for row in found.drop("known_as").collect()) == [
-        ("again", "dog", [3.0, 3.0]),
-        ("relabelled", "dog", [2.0, 2.0]),
-        ("trained", "dog", [1.0, 1.0]),
-    ]
-
-
-def test_features_of_another_backbone_and_projected_features_are_ignored(spark: SparkSession, table: Table) -> None:
-    rows = [
-        stored("ours", "cat", 9, 1),
-        stored("theirs", "cat", 9, 2, backbone_sha256="theirs"),
-        stored("ours", "dog", 10, 3, backbone_sha256="theirs"),
-        stored("projected", "cat", 9, 4, projection_sha256="any"),
-    ]
-    table.append(pa.Table.from_pylist(rows, schema=FEATURES), "test", 0)
-    found = labelled_features(spark, table, "ours").drop("known_as").collect()
-    assert [tuple(row) for row in found] == [("ours", "cat", [1.0, 1.0])]
-    assert labelled_features(spark, table, "unknown").collect() == []
-
-
-def test_empty_table_is_reported_before_spark_reads_it(spark: SparkSession, table: Table) -> None:
-    with pytest.raises(ServiceError, match=r"features is empty: there are no images to fit on"):
-        labelled_features(spark, table, "ours")

@@ -111,18 +111,17 @@ def test_invalid_import_is_rejected_in_one_line(
     assert not open_registry(home.home).versions()
 
 
-@pytest.mark.parametrize(("tensor", "output", "width"), [("active", "pooled", 8), ("scores", "flat", 10)])
-def test_head_can_be_fitted_on_any_tensor_of_a_model(
-    service: Settings, tmp_path: Path, tensor: str, output: str, width: int
-) -> None:
+def test_head_can_be_fitted_on_any_tensor_of_a_model(home: Settings, jars_dir: Path, tmp_path: Path) -> None:
+    """Pooled here; `tune` below uses the same tensor without pooling, `retrain` above the scores."""
+    service = home.model_copy(update={"jars": jars_dir})
     path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
-    options = ("--backbone", f"{path}:{tensor}", f"--{output}", "--preset", "raw", "--projection", "none")
-    model = imagestream(service, "train", "--dataset", "digits", "--limit", 120, *options, "--max-iter", 20)
+    options = ("--backbone", f"{path}:active", "--pooled", "--preset", "raw", "--projection", "none")
+    model = imagestream(service, "train", "--dataset", "digits", "--limit", 60, *options, "--max-iter", 5)
     manifest = open_registry(service.home).manifest(model["version"])
     entry = manifest.backbone
-    assert (entry.name, entry.n_features, manifest.classifier.kind) == ("net", width, "logistic_regression")
+    assert (entry.name, entry.n_features, manifest.classifier.kind) == ("net", 8, "logistic_regression")
     assert entry.network is not None
-    assert (entry.network.tensor, entry.network.recipe.scale) == (tensor, 1.0)
+    assert (entry.network.tensor, entry.network.recipe.scale) == ("active", 1.0)
     imagestream(service, "models", "verify", model["version"])
     error = imagestream(service, "train", "--dataset", "digits", "--backbone", f"{path}:absent", code=1)["stderr"]
     assert "computes no tensor 'absent'" in error
@@ -159,7 +158,8 @@ def test_no_promote_keeps_the_champion_even_if_the_gate_passes(home: Settings, t
     assert registry.target(CHAMPION) is None
 
 
-def test_tune_searches_on_a_tensor_of_an_imported_model(service: Settings, tmp_path: Path) -> None:
+def test_tune_searches_on_a_tensor_of_an_imported_model(home: Settings, jars_dir: Path, tmp_path: Path) -> None:
+    service = home.model_copy(update={"jars": jars_dir})
     path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
     images = tmp_path / "images"
     write_images(images, digit_images(60))

@@ -16,7 +16,7 @@ from tests.streaming.pipeline.test_stream import rows
 
 KNOWN = set("012345")
 FIRST, STREAMED, LATER = 400, 200, 20
-SMALL = ("--input-size", 64, "--max-iter", 20)  # the same loop with a tenth of the work
+SMALL = ("--backbone", "pixels", "--input-size", 14, "--projection", "none", "--max-iter", 15)
 
 
 @pytest.fixture
