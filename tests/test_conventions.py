@@ -250,25 +250,32 @@ def test_every_setting_is_an_option_a_variable_and_a_file_key(tmp_path: Path, mo
         if name.startswith("IMAGESTREAM_") or name == "MLFLOW_TRACKING_URI":
             monkeypatch.delenv(name)
     (tmp_path / "other.toml").write_text("")
-    for name, field in Settings.model_fields.items():
-        value = VALUES.get(name, f"/{name}")
-        as_option = [option_of(name), *([] if field.annotation is bool else [value])]
-        shown = {
-            "option before the command": settings_shown(*as_option, "config", "show"),
-            "option after the command": settings_shown("config", "show", *as_option),
-        }
-        with environment(**{variable_of(name): value}):
-            shown["variable"] = settings_shown("config", "show")
-        if name != "config":
-            quoted = value if isinstance(field.default, int) or name.endswith("_port") else f'"{value}"'
-            (tmp_path / "imagestream.toml").write_text(f"{name} = {quoted}\n")
-            shown["file"] = settings_shown("config", "show")
-            (tmp_path / "imagestream.toml").unlink()
-        expected = SHOWN.get(name) or (int(value) if value.isdecimal() else value)
-        for source, found in shown.items():
-            got = found[name]["value"]
-            assert got == expected or str(got).endswith(f"/{expected}"), (name, source, got)
-            assert found[name]["from"] != "default", (name, source)
+    values = {name: VALUES.get(name, f"/{name}") for name in Settings.model_fields}
+    fields = Settings.model_fields.items()
+    options = [
+        word
+        for name, field in fields
+        for word in (option_of(name), values[name])[: 1 if field.annotation is bool else 2]
+    ]
+    shown = {
+        "option before the command": settings_shown(*options, "config", "show"),
+        "option after the command": settings_shown("config", "show", *options),
+    }
+    with environment(**{variable_of(name): value for name, value in values.items()}):
+        shown["variable"] = settings_shown("config", "show")
+    with (tmp_path / "imagestream.toml").open("w") as file:
+        for name, field in fields:
+            quoted = isinstance(field.default, int) or name.endswith("_port")
+            if name != "config":
+                file.write(f"{name} = {values[name]}\n" if quoted else f'{name} = "{values[name]}"\n')
+    shown["file"] = settings_shown("config", "show")
+    for source, found in shown.items():
+        for name, value in values.items():
+            if (source, name) != ("file", "config"):
+                expected = SHOWN.get(name) or (int(value) if value.isdecimal() else value)
+                got = found[name]["value"]
+                assert got == expected or str(got).endswith(f"/{expected}"), (name, source, got)
+                assert found[name]["from"] != "default", (name, source)
 
 
 def settings_shown(*arguments: str) -> dict[str, dict[str, Any]]:
