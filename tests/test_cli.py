@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -152,13 +151,13 @@ def test_port_in_use_is_reported(command: Command, home: Path, jars_dir: Path) -
     assert_refused(done, f"port {port}")
 
 
-def test_unreachable_broker_is_reported_with_its_address(home: Path, tmp_path: Path) -> None:
-    file = write_images(tmp_path, digit_images(1))
-    lines = [("publish", str(file)), ("stream", "--until-drained")]
-    with ThreadPoolExecutor(len(lines)) as pool:  # each waits ten seconds for a response
-        results = pool.map(lambda line: imagestream(home, *line, "--bootstrap-servers", UNREACHABLE), lines)
-    for done in results:
-        assert_refused(done, f"no Kafka broker answer.* at '?{UNREACHABLE}")
+@pytest.mark.parametrize("line", ["publish LICENSE", "stream --until-drained"])
+def test_unreachable_broker_is_reported_with_its_address(
+    command: Command, home: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.platform.topic.TIMEOUT_MS", 100)
+    done = command(home, *line.split(), "--bootstrap-servers", UNREACHABLE)
+    assert_refused(done, f"no Kafka broker answer.* at '?{UNREACHABLE}")
 
 
 def test_home_that_deltalake_cannot_open_is_refused(command: Command, tmp_path: Path) -> None:
