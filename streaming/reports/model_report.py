@@ -78,8 +78,9 @@ def model_report(
     bundle, head = ours.bundle, load_head(ours.bundle)
     group_by = bundle.manifest.training_data.group_by
     rows = labelled_features(spark, features, bundle.backbone_sha256, group_by=group_by)
-    seen = seen_by(fitted_on(bundle, home), rows)
-    holdout = rows.where(~seen).persist()
+    # Including the training images: finding them again would read and shuffle all features once more.
+    rows = rows.withColumn("seen", seen_by(fitted_on(bundle, home), rows)).persist()
+    holdout = rows.where(~F.col("seen")).drop("seen")
     try:
         evaluation = evaluate(holdout, head)
         if not evaluation.rows:
@@ -87,12 +88,12 @@ def model_report(
                 f"version {ours.number} may have been fitted on every labelled image in {features.place} with features "
                 "of its backbone: label images that arrived later"
             )
-        fitted = evaluate(rows.where(seen), head)
+        fitted = evaluate(rows.where("seen"), head)
         support = dict(zip(fitted.classes, fitted.support.tolist(), strict=True))
         comparison = _compare(spark, home, features, ours, other, holdout) if other else None
         answers = sample_predictions(holdout, head, SAMPLES, seed), most_confident_mistakes(holdout, head, MISTAKES)
     finally:
-        holdout.unpersist()
+        rows.unpersist()
     samples, mistakes = _with_images(spark, features, bundle, *answers)
     projection = head.projection
     return ModelReport(
@@ -121,17 +122,22 @@ def _compare(
     their_rows = rows
     if other.bundle.backbone_sha256 != ours.bundle.backbone_sha256:
         stored = labelled_features(spark, features, other.bundle.backbone_sha256)
-        their_rows = stored.join(rows.select("image_id"), "image_id", "left_semi")
+        their_rows = stored.join(rows.select("image_id"), "image_id", "left_semi").persist()
         rows = rows.join(their_rows.select("image_id"), "image_id", "left_semi")
+    rows = rows.persist()
     head, their_head = load_head(ours.bundle), load_head(other.bundle)
-    evaluation = evaluate(rows, head)
-    if not evaluation.rows:
-        raise NotFoundError(
-            f"versions {ours.number} and {other.number} cannot be compared: there is no labelled image with stored "
-            "features of both backbones on which neither was fitted"
-        )
-    paired = pair(head, rows, their_head, their_rows, objective_of(ours.bundle.manifest))
-    theirs = evaluate(their_rows, their_head)
+    try:
+        evaluation = evaluate(rows, head)
+        if not evaluation.rows:
+            raise NotFoundError(
+                f"versions {ours.number} and {other.number} cannot be compared: there is no labelled image with stored "
+                "features of both backbones on which neither was fitted"
+            )
+        paired = pair(head, rows, their_head, their_rows, objective_of(ours.bundle.manifest))
+        theirs = evaluate(their_rows, their_head)
+    finally:
+        rows.unpersist()
+        their_rows.unpersist()
     return VersionComparison(other.number, evaluation, theirs, paired, gain_interval(paired.gain, CONFIDENCE))
 
 
