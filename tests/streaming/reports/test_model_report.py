@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 
 from models.arrays import write_npz
 from models.backbone import FLATBUFFER_FILE, ExportedBackbone
-from models.bundle import FITTED_ON, TrainingData
+from models.bundle import FITTED_ON, Bundle, TrainingData
 from models.evaluation_sums import EvaluationSums
 from models.scorer import Head, load_head
 from streaming.errors import ServiceError
@@ -152,45 +152,35 @@ def test_training_images_are_evaluated_separately(report: ModelReport, service: 
     assert whole.accuracy > report.evaluation.accuracy
 
 
-def test_training_images_of_the_other_version_are_excluded(spark: SparkSession, service: Service) -> None:
-    bundle, of_class = service.version(2).bundle, zip(service.digits.images, service.digits.labels, strict=True)
-    seen = seen_images([image for image, label in of_class if label == "0"])
-    files = {**bundle.files, FITTED_ON: write_npz(seen.to_arrays())}
-    other = VersionBundle(3, replace(bundle, files=files))
-    compared = model_report(spark, service.settings.place, service.features, service.version(1), other).comparison
-    assert compared is not None
-    of_zero = np.array([label == "0" for label in service.digits.labels])
-    assert compared.ours.rows == compared.counts.rows == (service.held_out & ~of_zero).sum()
+def on_other_backbone(bundle: Bundle, backbone: str) -> Bundle:
+    files = bundle.manifest.files | {FLATBUFFER_FILE: backbone}
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"files": files}))
 
 
-def test_class_unknown_to_the_other_version_is_included(spark: SparkSession, service: Service) -> None:
-    bundle = service.version(2).bundle
-    renamed = tuple("zero" if name == "0" else name for name in bundle.manifest.classes)
-    other = VersionBundle(3, replace(bundle, manifest=bundle.manifest.model_copy(update={"classes": renamed})))
+def test_versions_with_different_backbones_and_classes_are_compared_on_common_unseen_images(
+    spark: SparkSession, service: Service
+) -> None:
+    """The other version was fitted on one class, and does not know another one."""
+    common = service.held_out & (np.arange(N) < N // 2)
+    labels = np.array(service.digits.labels)
+    fitted, unknown, *_ = sorted({*labels[common]})
+    bundle, of_class = service.version(2).bundle, zip(service.digits.images, labels, strict=True)
+    seen = seen_images([image for image, label in of_class if label == fitted])
+    renamed = tuple("renamed" if name == unknown else name for name in bundle.manifest.classes)
+    manifest = bundle.manifest.model_copy(update={"classes": renamed})
+    bundle = replace(bundle, manifest=manifest, files={**bundle.files, FITTED_ON: write_npz(seen.to_arrays())})
+    other = VersionBundle(3, on_other_backbone(bundle, OTHER_BACKBONE))
     compared = model_report(spark, service.settings.place, service.features, service.version(1), other).comparison
     assert compared is not None
-    assert compared.counts.rows == service.held_out.sum()
-    assert compared.theirs.classes == (*renamed, "0")
+    expected_rows = (common & (labels != fitted)).sum()
+    assert compared.ours.rows == compared.theirs.rows == compared.counts.rows == expected_rows
+    assert compared.theirs.classes == (*renamed, unknown)
+    assert compared.theirs.support[-1] == (common & (labels == unknown)).sum()
     assert compared.theirs.recall[-1] == 0
 
 
-def on_other_backbone(version: VersionBundle, backbone: str) -> VersionBundle:
-    files = version.bundle.manifest.files | {FLATBUFFER_FILE: backbone}
-    return VersionBundle(
-        3, replace(version.bundle, manifest=version.bundle.manifest.model_copy(update={"files": files}))
-    )
-
-
-def test_versions_with_different_backbones_are_compared_on_common_images(spark: SparkSession, service: Service) -> None:
-    other = on_other_backbone(service.version(2), OTHER_BACKBONE)
-    compared = model_report(spark, service.settings.place, service.features, service.version(1), other).comparison
-    assert compared is not None
-    first_half = np.arange(N) < N // 2
-    assert compared.ours.rows == compared.theirs.rows == compared.counts.rows == (service.held_out & first_half).sum()
-
-
 def test_impossible_comparison_or_evaluation_is_reported_in_one_line(spark: SparkSession, service: Service) -> None:
-    unrelated = on_other_backbone(service.version(2), "e" * 64)
+    unrelated = VersionBundle(3, on_other_backbone(service.version(2).bundle, "e" * 64))
     with pytest.raises(ServiceError, match="versions 1 and 3 cannot be compared: there is no labelled image with"):
         model_report(spark, service.settings.place, service.features, service.version(1), unrelated)
     with pytest.raises(ServiceError, match="version 3 may have been fitted on every labelled image in"):
