@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.classification import NaiveBayes
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuilder, TrainValidationSplit
@@ -23,12 +23,12 @@ from streaming.errors import ServiceError
 from streaming.ml import ImagePCA, ImagePCAModel, SparseRandomProjection, SparseRandomProjectionModel
 from streaming.storage.files import list_array
 
-ROWS = 500
+ROWS = 300
 
 
 @pytest.fixture(scope="module")
 def digits() -> Features:
-    """(500, 64) grey values 0..1 of handwritten digits."""
+    """(300, 64) grey values 0..1 of handwritten digits."""
     return (load_digits().data[:ROWS] / 16).astype(np.float32)
 
 
@@ -37,7 +37,7 @@ def rows(spark: SparkSession, digits: Features) -> DataFrame:
     """id, label, and features as vectors and as arrays (`numbers`)."""
     labels = load_digits().target[:ROWS].astype(float)
     frame = spark.createDataFrame(pa.table({"id": range(ROWS), "label": labels, "numbers": list_array(digits)}))
-    return frame.withColumn("features", array_to_vector("numbers")).repartition(2).persist()
+    return frame.withColumn("features", array_to_vector("numbers")).coalesce(2).persist()
 
 
 def matrix_of(rows: DataFrame, column: str) -> Features:
@@ -119,7 +119,7 @@ def test_models_and_estimators_are_saved_and_loaded(rows: DataFrame, tmp_path: P
 
 def test_cross_validation_tunes_pca_with_a_spark_classifier(rows: DataFrame, tmp_path: Path) -> None:
     pca = ImagePCA(inputCol="features", outputCol="pca")
-    pipeline = Pipeline(stages=[pca, LogisticRegression(featuresCol="pca", maxIter=10)])
+    pipeline = Pipeline(stages=[pca, NaiveBayes(featuresCol="pca", modelType="gaussian")])
     grid = ParamGridBuilder().addGrid(pca.k, [1, 12]).build()
     search = CrossValidator(
         estimator=pipeline,
@@ -129,8 +129,8 @@ def test_cross_validation_tunes_pca_with_a_spark_classifier(rows: DataFrame, tmp
         seed=1,
         parallelism=2,
     )
-    found = search.fit(rows.select("label", "features"))
-    assert found.avgMetrics[1] > 0.8 > found.avgMetrics[0]
+    found = search.fit(rows.where("label < 3").select("label", "features"))
+    assert found.avgMetrics[1] > 0.9 > found.avgMetrics[0]
     assert found.bestModel.stages[0].projection.n_out == 12
     found.save(str(tmp_path / "search"))
     best = CrossValidatorModel.load(str(tmp_path / "search")).bestModel
@@ -141,11 +141,11 @@ def test_cross_validation_tunes_pca_with_a_spark_classifier(rows: DataFrame, tmp
 def test_train_validation_split_tunes_the_random_projection(rows: DataFrame) -> None:
     projection = SparseRandomProjection(inputCol="features", outputCol="random")
     search = TrainValidationSplit(
-        estimator=Pipeline(stages=[projection, LogisticRegression(featuresCol="random", maxIter=10)]),
+        estimator=Pipeline(stages=[projection, NaiveBayes(featuresCol="random", modelType="gaussian")]),
         estimatorParamMaps=ParamGridBuilder().addGrid(projection.k, [2, 40]).build(),
         evaluator=MulticlassClassificationEvaluator(metricName="accuracy"),
         seed=1,
     )
-    found = search.fit(rows.select("label", "features"))
+    found = search.fit(rows.where("label < 3").select("label", "features"))
     assert found.validationMetrics[1] > found.validationMetrics[0]
     assert found.bestModel.stages[0].projection.n_out == 40
