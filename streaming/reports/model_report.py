@@ -78,7 +78,7 @@ def model_report(
     bundle, head = ours.bundle, load_head(ours.bundle)
     group_by = bundle.manifest.training_data.group_by
     rows = labelled_features(spark, features, bundle.backbone_sha256, group_by=group_by)
-    # Including the training images: finding them again would read and shuffle all features once more.
+    # Including the training images: finding them separately would read and shuffle all features again.
     rows = rows.withColumn("seen", seen_by(fitted_on(bundle, home), rows)).persist()
     holdout = rows.where(~F.col("seen")).drop("seen")
     try:
