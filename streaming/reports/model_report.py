@@ -26,6 +26,7 @@ from streaming.settings import Settings
 from streaming.storage.home import Home
 from streaming.storage.tables import Table
 from streaming.training.evaluate import evaluate, most_confident_mistakes, sample_predictions
+from streaming.training.fit import cache_in_batches_of
 from streaming.training.gate import pair
 from streaming.training.inherit import objective_of
 
@@ -78,6 +79,8 @@ def model_report(
     bundle, head = ours.bundle, load_head(ours.bundle)
     group_by = bundle.manifest.training_data.group_by
     rows = labelled_features(spark, features, bundle.backbone_sha256, group_by=group_by)
+    widths = (one.bundle.manifest.backbone.n_features for one in (ours, other) if one is not None)
+    cache_in_batches_of(rows, 4 * max(widths))
     # Including the training images: finding them separately would read and shuffle all features again.
     rows = rows.withColumn("seen", seen_by(fitted_on(bundle, home), rows)).persist()
     holdout = rows.where(~F.col("seen")).drop("seen")

@@ -87,7 +87,7 @@ def in_order(rows: DataFrame, n_features: int) -> DataFrame:
     """
     row_bytes = 4 * n_features
     partitions = max(2, math.ceil(rows.count() * row_bytes / BYTES_PER_PARTITION))
-    _cache_in_batches_of(rows, row_bytes)
+    cache_in_batches_of(rows, row_bytes)
     order = [name for name in ("image_id", "augmentation") if name in rows.columns]
     return rows.repartition(partitions, "image_id").sortWithinPartitions(*order)
 
@@ -121,7 +121,7 @@ def fit_classifier(
         training: columns image_id, label, features (array<float>).
         classes: class names in the order of the outputs.
     """
-    _cache_in_batches_of(training, 8 * projection.n_out)
+    cache_in_batches_of(training, 8 * projection.n_out)
     rows = _projected(training, n, projection, classes).persist()
     try:
         if options.classifier == "mlp":
@@ -189,8 +189,13 @@ def _classifier_partitions(projected_bytes: int) -> int:
     return 2 if projected_bytes <= FEW_BYTES else 8
 
 
-def _cache_in_batches_of(rows: DataFrame, row_bytes: int) -> None:
-    """Limit the size of the batches in Spark's cache: 10,000 wide rows, the default, may be gigabytes."""
+def cache_in_batches_of(rows: DataFrame, row_bytes: int) -> None:
+    """Limit the size of the batches in Spark's cache: 10,000 wide rows, the default, may be gigabytes.
+
+    Args:
+        rows: any rows of the session; the limit is for those that it persists from now on.
+        row_bytes: approximate size of a row.
+    """
     batch = str(max(1, min(10_000, CACHED_BYTES // max(1, row_bytes))))
     rows.sparkSession.conf.set("spark.sql.inMemoryColumnarStorage.batchSize", batch)
 
