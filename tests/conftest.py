@@ -72,7 +72,7 @@ for threads in ("OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTERO
     os.environ.setdefault(threads, "1")
 gc.disable()  # during collection, which allocates many objects and leaves no garbage
 SPARK = SharedSpark()
-TRAINED_ITERATIONS = 20  # of the classifier of the shared model and its retrainings; each is a Spark job
+TRAINED_ITERATIONS = 10  # of the classifier of the shared model and its retrainings; each is a Spark job
 # Files that take minutes: they start first, so that no process runs one alone at the end.
 LONGEST_FIRST = (
     "tests/faults/test_kill.py",
