@@ -19,7 +19,10 @@ import pytest
 from filelock import FileLock
 from pyspark.sql import SparkSession
 
+import models.backbone
+from models.architectures import BackboneSpec
 from models.backbone import DEFAULT_BACKBONE, ExportedBackbone, export_backbone
+from models.convert import convert
 from streaming.settings import Settings
 from streaming.storage.store import open_store
 from tests.forms import (
@@ -69,7 +72,7 @@ for threads in ("OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTERO
     os.environ.setdefault(threads, "1")
 gc.disable()  # during collection, which allocates many objects and leaves no garbage
 SPARK = SharedSpark()
-TRAINED_ITERATIONS = 20  # of the classifier of the shared model and its retrainings; each is a Spark job
+TRAINED_ITERATIONS = 10  # of the classifier of the shared model and its retrainings; each is a Spark job
 # Files that take minutes: they start first, so that no process runs one alone at the end.
 LONGEST_FIRST = (
     "tests/faults/test_kill.py",
@@ -143,6 +146,21 @@ def exported(exports: Path, run_dir: Path) -> ExportedBackbone:
     """The default backbone with its ImageNet weights."""
     with FileLock(run_dir / "exported.lock"):
         return export_backbone(DEFAULT_BACKBONE, "imagenet", exports)
+
+
+@pytest.fixture(scope="module")
+def exports_here() -> Iterator[None]:
+    """Backbones are exported in this process, which imports TensorFlow once, during the tests of the module.
+
+    For an export in its own process, see tests/models/test_backbone.py.
+    """
+
+    def convert_here(spec: BackboneSpec, weights: str, folder: Path) -> None:
+        convert(spec.name, weights, folder, spec.output, spec.input_size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models.backbone, "_convert_in_subprocess", convert_here)
+        yield
 
 
 @pytest.fixture(scope="session")

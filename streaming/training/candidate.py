@@ -241,6 +241,6 @@ def _write(directory: Path, candidate: Candidate, parts: BackboneParts, more: Ma
         group_by=candidate.split.group_by,
     )
     seen = FittedOn(gather(candidate.training, salt_of(fitted.fingerprint)), candidate.backbone)
-    drift = drift_reference(candidate.holdout, fitted.head)
+    drift = drift_reference(candidate.holdout, fitted.head, candidate.evaluation.rows)
     metrics = {**candidate.metrics(), **more}
     return write_model(directory, fitted, parts, data, metrics=metrics, record=candidate.record, drift=drift, seen=seen)

@@ -16,10 +16,13 @@ SAMPLE = 10_000  # number of images, which the driver collects; more would hardl
 BUCKETS = 1_000_000
 
 
-def drift_reference(rows: DataFrame, head: Head) -> DriftReference:
+def drift_reference(rows: DataFrame, head: Head, n: int) -> DriftReference:
     """Compute the reference from a deterministic sample of about `SAMPLE` held-out rows (image_id, features).
 
     Only the monitored components are sent to the driver: at most 64 numbers per image.
+
+    Args:
+        n: number of rows.
     """
 
     def look(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -31,7 +34,7 @@ def drift_reference(rows: DataFrame, head: Head) -> DriftReference:
                 columns = [batch.column("image_id"), watched, pa.array(confidence, pa.float32())]
                 yield pa.RecordBatch.from_arrays(columns, ["image_id", "projected", "confidence"])
 
-    share = min(1.0, SAMPLE / max(1, rows.count()))
+    share = min(1.0, SAMPLE / max(1, n))
     sampled = F.pmod(F.xxhash64("image_id"), F.lit(BUCKETS)) < max(1, round(BUCKETS * share))
     few = rows.where(sampled).select("image_id", "features")
     seen = few.mapInArrow(reported(look), "image_id string, projected array<float>, confidence float").toArrow()

@@ -21,7 +21,7 @@ from pyspark.ml.classification import LogisticRegression as SparkLogisticRegress
 from pyspark.ml.classification import MultilayerPerceptronClassifier
 from pyspark.ml.feature import StandardScaler
 from pyspark.ml.functions import array_to_vector
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 from pyspark.sql.types import ArrayType, DoubleType
 
@@ -64,8 +64,8 @@ def fit(training: DataFrame, options: FitOptions) -> Fitted:
         ServiceError: there are fewer than two classes.
         ModelError: the features are not finite, are constant, or do not suit the projection.
     """
-    n, fingerprint = fingerprint_of(training)
-    classes = tuple(sorted(row.label for row in training.select("label").distinct().collect()))
+    n, mixed, labels = training.agg(*_fingerprint_columns(), F.collect_set("label")).collect()[0]
+    fingerprint, classes = _fingerprint(n, mixed), tuple(sorted(labels))
     if len(classes) < 2:  # noqa: PLR2004
         raise DataError(f"training needs images of at least two classes, got {list(classes)}")
     projection = fit_projection(training, n, options)
@@ -75,8 +75,16 @@ def fit(training: DataFrame, options: FitOptions) -> Fitted:
 
 def fingerprint_of(rows: DataFrame) -> tuple[int, str]:
     """Return the number of rows and a hash of their images and labels, independent of their order."""
-    n, mixed = rows.agg(F.count(F.lit(1)), F.bit_xor(F.xxhash64("image_id", "label"))).collect()[0]
-    return n, hashlib.sha256(f"{n}:{mixed}".encode()).hexdigest()
+    n, mixed = rows.agg(*_fingerprint_columns()).collect()[0]
+    return n, _fingerprint(n, mixed)
+
+
+def _fingerprint_columns() -> tuple[Column, Column]:
+    return F.count(F.lit(1)), F.bit_xor(F.xxhash64("image_id", "label"))
+
+
+def _fingerprint(n: int, mixed: int | None) -> str:
+    return hashlib.sha256(f"{n}:{mixed}".encode()).hexdigest()
 
 
 def in_order(rows: DataFrame, n_features: int) -> DataFrame:

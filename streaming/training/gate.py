@@ -9,6 +9,7 @@ Every comparison on a holdout may err, so all comparisons share the error rate 1
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 from pyspark.sql import Column, DataFrame, Row
@@ -183,9 +184,9 @@ def _paired_mean(both: DataFrame, objective: Objective, classes: Sequence[str]) 
     found = (
         both.groupBy(*_right(), key.alias("key"))
         .agg(F.count(F.lit(1)).alias("n"), F.avg(difference).alias("mean"))
-        .orderBy("key", "a", "b")
         .collect()
     )
+    found.sort(key=attrgetter("key", "a", "b"))
     values, counts = np.array([row.mean for row in found], np.float64), np.array([row.n for row in found], np.int64)
     return Paired(objective, _counts(found), MeanGain(values, counts, objective.most))
 
@@ -197,7 +198,7 @@ def _paired_f1(both: DataFrame, objective: Objective, classes: Sequence[str], on
         share = int(2**32 * MAX_F1_IMAGES / rows)
         both = both.where(F.pmod(F.xxhash64("image_id", F.lit("F1")), F.lit(2**32)) < share)
     by_answer = both.groupBy("label", "ours", "theirs", *_right()).agg(F.count(F.lit(1)).alias("n"))
-    found = by_answer.orderBy("label", "ours", "theirs").collect()
+    found = sorted(by_answer.collect(), key=attrgetter("label", "ours", "theirs"))
     numbers = {name: number for number, name in enumerate(dict.fromkeys([*classes, *(row.label for row in found)]))}
     cells = [[numbers[row.label], numbers[row.ours], numbers[row.theirs]] for row in found]
     counts = np.array([row.n for row in found], np.int64)

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-import models.backbone
-from models.architectures import BACKBONES, BackboneSpec, Output, Size
+from models.architectures import BACKBONES, Output, Size
 from models.backbone import (
     MAX_PARITY_ERROR,
     MAX_RELATIVE_PARITY_ERROR,
@@ -23,7 +22,7 @@ from models.backbone import (
     export_backbone,
 )
 from models.bundle import BackboneEntry
-from models.convert import comparison_images, convert
+from models.convert import comparison_images
 from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
 from models.translated_engine import TranslatedEngine
@@ -76,16 +75,9 @@ def export(name: str, exports: Path) -> ExportedBackbone:
     return export_backbone(name, case.weights, exports, output=case.output, input_size=case.input_size)
 
 
-def convert_here(spec: BackboneSpec, weights: str, folder: Path) -> None:
-    convert(spec.name, weights, folder, spec.output, spec.input_size)
-
-
 @pytest.fixture(scope="module")
-def every_backbone(exports: Path) -> dict[str, ExportedBackbone]:
-    """Exported in this process, which imports TensorFlow once; for an export's own process, see test_backbone.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models.backbone, "_convert_in_subprocess", convert_here)
-        return {name: export(name, exports) for name in CASES}
+def every_backbone(exports: Path, exports_here: None) -> dict[str, ExportedBackbone]:
+    return {name: export(name, exports) for name in CASES}
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -31,6 +31,7 @@ def train(network: "keras.Model", n_classes: int) -> None:
     network.fit(some_images(size), np.arange(6) % n_classes, batch_size=3, epochs=1, verbose=0)
 
 
+@pytest.mark.usefixtures("exports_here")
 @pytest.mark.parametrize(
     ("name", "n_classes", "size", "exports"),
     [

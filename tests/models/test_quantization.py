@@ -18,7 +18,7 @@ CALIBRATION = 40  # images
 
 
 @pytest.fixture(scope="module")
-def exact(exports: Path) -> ExportedBackbone:
+def exact(exports: Path, exports_here: None) -> ExportedBackbone:
     return export_backbone("efficientnet_lite0", "imagenet", exports, input_size=(SIDE, SIDE))
 
 

@@ -108,7 +108,7 @@ def test_pca_and_logistic_regression_agree_with_spark_ml(
     stages = [
         StandardScaler(inputCol="raw", outputCol="centred", withMean=True, withStd=False),
         SparkPCA(inputCol="centred", outputCol="features", k=pca.n_out),
-        SparkLogisticRegression(family="multinomial", regParam=0.03, maxIter=15),
+        SparkLogisticRegression(family="multinomial", regParam=0.03, maxIter=6),
     ]
     model = Pipeline(stages=stages).fit(vectors)
     _, spark_pca, spark_regression = model.stages
@@ -134,12 +134,12 @@ def test_pca_and_logistic_regression_agree_with_spark_ml(
 def test_regression_equals_spark_ml_on_the_projected_rows(
     spark: SparkSession, rows: DataFrame, features: Features, labels: list[str], pca: PCA
 ) -> None:
-    options = FitOptions(reg_param=0.1, elastic_net=0.5, max_iter=15)
+    options = FitOptions(reg_param=0.1, elastic_net=0.5, max_iter=8)
     ours = fit_classifier(rows, ROWS, CLASSES, pca, options)
     assert isinstance(ours, LogisticRegression)
     projected = frame_of(spark, pca.transform(features), labels)
     vectors = projected.select(array_to_vector("features").alias("features"), F.col("label").cast("double"))
-    theirs = SparkLogisticRegression(regParam=0.1, elasticNetParam=0.5, family="multinomial", maxIter=15).fit(vectors)
+    theirs = SparkLogisticRegression(regParam=0.1, elasticNetParam=0.5, family="multinomial", maxIter=8).fit(vectors)
     np.testing.assert_allclose(ours.coefficients, theirs.coefficientMatrix.toArray(), atol=1e-4)
     np.testing.assert_allclose(ours.intercept, theirs.interceptVector.toArray(), atol=1e-4)
     assert (ours.coefficients == 0).any()  # from the L1 penalty

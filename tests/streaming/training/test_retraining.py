@@ -16,7 +16,7 @@ from tests.streaming.pipeline.test_stream import rows
 
 KNOWN = set("012345")
 FIRST, STREAMED, LATER = 400, 200, 20
-SMALL = ("--backbone", "pixels", "--input-size", 14, "--projection", "none", "--max-iter", 15)
+SMALL = ("--backbone", "pixels", "--input-size", 14, "--projection", "none", "--max-iter", 8)
 
 
 @pytest.fixture

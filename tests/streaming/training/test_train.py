@@ -171,6 +171,7 @@ def test_dry_run_reports_the_outcome_without_changes(home: Path, jars_dir: Path,
     assert sorted((home / "models").rglob("*")) == before
 
 
+@pytest.mark.usefixtures("exports_here")
 def test_int8_is_compared_with_float_on_the_holdout(home: Path, jars_dir: Path, exports: Path) -> None:
     settings = Settings(home=home, jars=jars_dir, backbones=exports)
     small = ("--backbone", "cnn_color", "--weights", "random", "--input-size", 24, "--limit", 100, "--max-iter", 5)

@@ -43,7 +43,7 @@ from streaming.training.tune_study import TrialResult
 from tests.conftest import imagestream
 
 ROWS, WIDTH, CLASSES = 300, 8, ("8", "9")
-QUICK = FitOptions(max_iter=6)  # each iteration is a Spark job
+QUICK = FitOptions(max_iter=4)  # each iteration is a Spark job
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -252,6 +252,7 @@ def test_pareto_front_contains_the_non_dominated_trials(tmp_path: Path) -> None:
 # --- variants of the features, and the command
 
 
+@pytest.mark.usefixtures("exports_here")
 def test_input_sizes_and_precisions_become_variants_of_the_same_images(
     spark: SparkSession, exports: Path, tmp_path: Path
 ) -> None:
@@ -265,19 +266,19 @@ def test_input_sizes_and_precisions_become_variants_of_the_same_images(
         Sides.of(0.2, 0.25, 42),
         lambda _: None,
     )
-    variants = maker.make((32,), ("float32", "int8"))
-    assert [one.name for one in variants] == ["32 float32", "32 int8"]
+    variants = maker.make((24,), ("float32", "int8"))
+    assert [one.name for one in variants] == ["24 float32", "24 int8"]
     assert [(one.input_size, one.precision, one.n_features) for one in variants] == [
-        (32, "float32", 128),
-        (32, "int8", 128),
+        (24, "float32", 128),
+        (24, "int8", 128),
     ]
     assert variants[0].sha256 != variants[1].sha256
     assert variants[0].fingerprint == variants[1].fingerprint
     assert ids_of(variants[0].fit_rows) == ids_of(variants[1].fit_rows)
-    options = TuneOptions(trials=2, projections=("pca",), classifiers=("logistic_regression",))
+    options = TuneOptions(trials=1, projections=("pca",), classifiers=("logistic_regression",))
     found = search(variants, options, tmp_path)
     assert len(found.variants) == 2
-    assert {one.variant for one in found.outcomes} <= {"32 float32", "32 int8"}
+    assert {one.variant for one in found.outcomes} <= {"24 float32", "24 int8"}
     assert all(one.images_per_s > 0 for one in found.outcomes)
 
 
