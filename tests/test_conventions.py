@@ -27,7 +27,7 @@ from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import app
 from streaming.cli.app import run as cli_run
 from streaming.cli.command_line import PANELS
-from streaming.cli.console import Spinner, out
+from streaming.cli.console import Spinner, counted, out
 from streaming.cli.output import list_rows, print_details, print_table
 from streaming.cli.output_formats import Format
 from streaming.durations import parse_duration, show_duration
@@ -300,6 +300,11 @@ def test_unknown_variable_is_reported_with_the_closest_setting() -> None:
 def test_duration_has_a_unit_or_the_default_one(text: str, plain: str, seconds: float) -> None:
     assert parse_duration(text, plain=plain) == seconds
     assert parse_duration(show_duration(seconds)) == seconds
+
+
+def test_numbers_of_things_have_the_right_form() -> None:
+    assert [counted(n, "batch") for n in (0, 1, 1200)] == ["0 batches", "1 batch", "1,200 batches"]
+    assert [counted(n, "row") for n in (1, 2)] == ["1 row", "2 rows"]
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1s", "1 h", "1h30m", "9" * 12, "nan", "400d", "1e3s", "١s"])

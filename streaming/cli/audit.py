@@ -7,7 +7,7 @@ import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, checking, settings_of, write_json
 from streaming.cli.command_line import OPERATION
-from streaming.cli.console import err, out
+from streaming.cli.console import counted, err, out
 from streaming.cli.output import FormatOption, OutputOption, list_rows
 from streaming.cli.output_formats import Format
 
@@ -67,17 +67,19 @@ def audit(
 
 def _show(report: "AuditReport") -> None:
     for span in report.spans:
-        unproven = span.holes - span.proven
-        holes = f", {span.holes:,} holes ({span.proven:,} proven, {unproven:,} reported by Spark)" if span.holes else ""
-        out.print(
+        text = (
             f"{span.topic} partition {span.partition}: offsets {span.first:,} to {span.last:,}, "
-            f"{span.messages:,} messages in {span.batches:,} batches{holes}"
+            f"{counted(span.messages, 'message')} in {counted(span.batches, 'batch')}"
         )
+        if span.holes:
+            unproven = span.holes - span.proven
+            text += f", {counted(span.holes, 'hole')} ({span.proven:,} proven, {unproven:,} reported by Spark)"
+        out.print(text)
     for one in report.compared:
         found = "not compared with Kafka"
         if one.first is not None:
             offsets = f"offsets {one.first:,} to {one.last:,}"
-            found = f"Kafka has {one.held:,} messages of {offsets}, with {one.rows:,} rows"
+            found = f"Kafka has {counted(one.held, 'message')} of {offsets}, with {counted(one.rows, 'row')}"
         note = f" ({one.note})" if one.note else ""
         out.print(f"{one.topic} partition {one.partition}: {found}{note}")
     for lost in report.left_out:
@@ -97,8 +99,9 @@ def _show(report: "AuditReport") -> None:
     total = sum(report.counts.values())
     if total > SHOWN:
         err.print(f"and {total - SHOWN:,} more (--json FILE lists them)")
-    verdict = "clean" if report.clean else f"{total:,} problems"
+    verdict = "clean" if report.clean else counted(total, "problem")
     out.print(
-        f"{verdict}: {report.batches:,} batches, {report.predicted:,} predicted + {report.quarantined:,} quarantined"
+        f"{verdict}: {counted(report.batches, 'batch')}, "
+        f"{report.predicted:,} predicted + {report.quarantined:,} quarantined"
         + (f", {report.erased:,} of them erased on request" if report.erased else "")
     )

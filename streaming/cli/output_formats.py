@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from streaming.cli.console import claim_stdout, draw, new_table, out, printable
+from streaming.cli.console import claim_stdout, counted, draw, new_table, out, printable
 from streaming.errors import UsageError
 from streaming.storage.atomic_file import replacement
 
@@ -167,7 +167,7 @@ def _write_table(rows: Rows, stream: IO[str]) -> int:
             table.add_row(*(Text(_cell(value, None if limit is None else CELL_CHARS)) for value in row))
     draw(table, stream)
     more = f", {count - limit:,} more not shown (--format csv shows all)" if limit and count > limit else ""
-    stream.write(f"{count:,} row{'' if count == 1 else 's'}{more}\n")
+    stream.write(f"{counted(count, 'row')}{more}\n")
     return count
 
 

@@ -8,7 +8,7 @@ import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import IMAGES, SPARK, Deprecated
-from streaming.cli.console import err, new_table, out
+from streaming.cli.console import counted, err, new_table, out
 
 if TYPE_CHECKING:
     from streaming.pipeline.commit import BatchResult
@@ -142,7 +142,8 @@ def stream(
         observer.close()
     versions = ", ".join(f"version {one}: {n:,}" for one, n in sorted(summary.predicted_by_version.items()))
     out.print(
-        f"{summary.input_rows:,} images in {summary.batches} micro-batches: {summary.predicted:,} predicted"
+        f"{counted(summary.input_rows, 'image')} in {counted(summary.batches, 'micro-batch')}: "
+        f"{summary.predicted:,} predicted"
         + (f" ({versions})" if versions else "")
         + f", {sum(summary.quarantined.values()):,} quarantined"
     )
@@ -164,7 +165,7 @@ def _print_profile(profile: "Profile") -> None:
         table.add_row(one.stage, f"{one.seconds:,.2f}", f"{one.share:.1%}", f"{per_image:.3f}")
     out.print(table)
     out.print(
-        f"{profile.images:,} images in {profile.batches} micro-batches after the first: {profile.wall_s:.1f} s "
-        f"wall-clock time on {profile.cores} cores, {profile.images / max(profile.wall_s, 1e-9):,.1f} images/s; the "
-        f"stages account for {profile.measured:.1%}"
+        f"{counted(profile.images, 'image')} in {counted(profile.batches, 'micro-batch')} after the first: "
+        f"{profile.wall_s:.1f} s wall-clock time on {profile.cores} cores, "
+        f"{profile.images / max(profile.wall_s, 1e-9):,.1f} images/s; the stages account for {profile.measured:.1%}"
     )
