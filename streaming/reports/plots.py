@@ -14,6 +14,7 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
@@ -89,7 +90,10 @@ def png(draw: Callable[[], Figure], style: Style = "light", dpi: int = DPI) -> b
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLES[style]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a class may be named in any script
-        draw().savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        figure = draw()
+        figure.set_dpi(dpi)
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.print_png(buffer, metadata={"Software": None})  # savefig would draw twice
     return buffer.getvalue()
 
 

@@ -6,7 +6,7 @@ The template is `report_page.html`. Jinja2 escapes markup in untrusted text (nam
 
 import base64
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,11 @@ def write_page(report: ModelReport, path: Path) -> list[Path]:
     figures = figures_of(report)
     folder = path.parent / f"{path.stem}-figures"
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, (draw, _, _) in figures.items():
-        file = folder / f"{name}.png"
-        file.write_bytes(png(draw))
-        written.append(file)
-    path.write_text(page(report, figures), encoding="utf-8")
-    return written
+    written = {folder / f"{name}.png": png(draw) for name, (draw, _, _) in figures.items()}
+    for file, content in written.items():
+        file.write_bytes(content)
+    path.write_text(page(report, figures, [*written.values()]), encoding="utf-8")
+    return [*written]
 
 
 Figures = dict[str, tuple[Callable[[], Figure], str, str]]  # name → drawing function, title, caption
@@ -86,8 +84,12 @@ def figures_of(report: ModelReport) -> Figures:
     return figures
 
 
-def page(report: ModelReport, figures: Figures) -> str:
-    """Return the report as HTML."""
+def page(report: ModelReport, figures: Figures, light: Sequence[bytes]) -> str:
+    """Return the report as HTML.
+
+    Args:
+        light: the figures as PNG in the light style.
+    """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
@@ -103,8 +105,8 @@ def page(report: ModelReport, figures: Figures) -> str:
         comparison=_comparison(report.comparison) if report.comparison else None,
         per_class=_per_class(report.evaluation),
         figures=[
-            {"title": title, "caption": caption, "light": png(draw, "light"), "dark": png(draw, "dark")}
-            for draw, title, caption in figures.values()
+            {"title": title, "caption": caption, "light": bright, "dark": png(draw, "dark")}
+            for (draw, title, caption), bright in zip(figures.values(), light, strict=True)
         ],
     )
 

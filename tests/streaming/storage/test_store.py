@@ -74,7 +74,7 @@ def test_second_create_changes_nothing(store: Store) -> None:
 
 
 def test_one_of_several_threads_creates_a_key(store: Store) -> None:
-    for number in range(20):
+    for number in range(5):
         barrier, won = threading.Barrier(8), []
 
         def create(writer: int, key: str, barrier: threading.Barrier, won: list[int]) -> None:
