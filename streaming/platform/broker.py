@@ -117,18 +117,23 @@ def start_broker(
 
 
 def stop_broker(settings: Settings, timeout_s: float = STOP_TIMEOUT_S) -> bool:
-    """Stop the home's broker, or kill it after `timeout_s`; False if it was not running."""
+    """Stop the home's broker, or kill it after `timeout_s`; False if it was not running.
+
+    Raises:
+        ServiceError: it did not end.
+    """
     state = _read_state(settings)
     process = _process(settings, state) if state is not None else None
     if process is None:
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
         process.terminate()
-        try:
-            process.wait(timeout_s)
-        except psutil.TimeoutExpired:
+        if not _ends(process, timeout_s):
             process.kill()
-            process.wait(timeout_s)
+            if not _ends(process, timeout_s):
+                raise UnavailableError(
+                    f"the broker, process {process.pid}, still runs {timeout_s:.0f} s after SIGKILL: check its disk"
+                )
     return True
 
 
@@ -172,6 +177,18 @@ def is_taken(port: int) -> bool:
         except OSError:
             return True
     return False
+
+
+def _ends(process: psutil.Process, timeout_s: float) -> bool:
+    """Whether a process ends in time. A zombie has ended, even if its parent, another process, never waits for it."""
+    deadline = time.monotonic() + timeout_s
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    with contextlib.suppress(psutil.TimeoutExpired):
+        process.wait(0)  # removes a zombie that is a child of this process
+    return True
 
 
 def _process(settings: Settings, state: BrokerState) -> psutil.Process | None:

@@ -1,8 +1,11 @@
 """The broker of a home: start, restart, ports, stop, and errors in one line."""
 
 import contextlib
+import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +24,17 @@ from streaming.platform.broker import (
     start_broker,
     stop_broker,
 )
-from streaming.platform.kafka_node import free_port
+from streaming.platform.kafka_node import CONFIG_NAME, free_port
 from streaming.settings import Settings
 
 MIB = 1024**2
+# A process with the command line of a broker, whose parent never waits for it.
+NEGLIGENT_PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()", sys.argv[1]], stdin=subprocess.PIPE)
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
 
 
 @contextlib.contextmanager
@@ -164,3 +174,16 @@ def test_unwritable_home_is_a_one_line_error(jars_dir: Path, tmp_path: Path) -> 
     (tmp_path / "file").touch()
     with pytest.raises(ServiceError, match=r"cannot write to .*: choose another home with --home"):
         start_broker(Settings(home=tmp_path / "file" / "home", jars=jars_dir))
+
+
+def test_broker_that_its_parent_does_not_wait_for_is_stopped(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, bootstrap_servers=None)
+    settings.broker_dir.mkdir(parents=True)
+    command = [sys.executable, "-c", NEGLIGENT_PARENT, str(settings.broker_dir / CONFIG_NAME)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        (settings.broker_dir / "broker.json").write_text(json.dumps({"port": 9092, "pid": pid}))
+        assert stop_broker(settings)
+        assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        assert not stop_broker(settings)
