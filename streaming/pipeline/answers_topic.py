@@ -47,7 +47,7 @@ from streaming.platform.schema_registry import RegistryAwayError, register_schem
 from streaming.platform.topic import Subscription, Topic, TopicOperation, describe_topic
 from streaming.platform.transactional_producer import TransactionalProducer, is_fencing, topics_in_transaction
 from streaming.settings import Settings
-from streaming.storage.files import DataFile, conformed, local_copy, read_batches
+from streaming.storage.files import DataFile, local_copy, read_as
 from streaming.storage.tables import SCHEMAS
 
 TABLES_BY_SETTING = {
@@ -339,8 +339,8 @@ def file_rows(table: str, place: str, file: DataFile) -> Iterator[dict[str, Any]
     fields = [*answer_fields(table), *(field for field in SCHEMAS[table][0] if field.name in HEADERS_OF[table])]
     schema = pa.schema([field for field in fields if field.name not in file.partition])
     with local_copy(place, file.path) as path:
-        for batch in read_batches(path, schema.names):
-            for row in conformed(batch, schema).to_pylist():
+        for batch in read_as(path, schema):
+            for row in batch.to_pylist():
                 yield row | file.partition
 
 

@@ -25,7 +25,7 @@ from streaming.errors import ConflictError, DamagedError, NotFoundError, Service
 from streaming.pipeline.decisions import Decision, OffsetRange, TopicPartition, parse_object
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
-from streaming.storage.files import STRICT, conformed, read_batches
+from streaming.storage.files import STRICT, read_as
 from streaming.storage.table_files import local_copies
 from streaming.storage.table_log import open_delta
 from streaming.storage.tables import BATCHES, data_files
@@ -198,8 +198,7 @@ def _read_batches(settings: Settings) -> pa.Table:
 
 def _read_file(schema: pa.Schema, file: str) -> pa.Table:
     """A file's columns; not by pyarrow's datasets, which import pandas and take twice the time for small files."""
-    batches = [conformed(batch, schema) for batch in read_batches(Path(file), schema.names)]
-    return pa.Table.from_batches(batches, schema)
+    return pa.Table.from_batches(read_as(Path(file), schema), schema)
 
 
 def committed_offsets(settings: Settings) -> tuple[str, dict[int, int]]:

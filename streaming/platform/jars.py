@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from streaming.errors import ConfigurationError, DataError, UnavailableError
+from streaming.platform.java import QUICK_JVM
 from streaming.storage.home import lock, make_dir
 
 IVY_FILE = Path(__file__).with_name("ivy.xml")
@@ -30,8 +31,6 @@ JARS_HINT = "choose another folder with IMAGESTREAM_JARS"
 CONNECT_TIMEOUT_MS = 20_000
 READ_TIMEOUT_MS = 60_000
 SLOW_MBIT_S, BEFORE_FETCHING_S = 20, 15  # a slow connection; Ivy fetches the metadata of all jars first
-
-QUICK_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")  # Ivy runs for seconds, too short for optimised code
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of fetched jars, the total, and the name of the last one; at 0, with a message to show."""

@@ -16,6 +16,8 @@ VERSIONS = (17, 21)
 VERSION_TO_INSTALL = "17"
 MODULE = "jdk.incubator.vector"  # required by Spark 4; reduced runtimes lack it
 PROBE_TIMEOUT_S = 30
+# For JVMs that are short-lived or start often: compile quickly rather than optimise, and collect garbage in one thread.
+QUICK_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 
 INSTALL_COMMANDS = {
     "apt-get": "apt-get install openjdk-17-jre-headless",

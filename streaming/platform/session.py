@@ -153,9 +153,8 @@ def _failures_of_jobs(log: Path, memory: str) -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JError, ConnectionError) as error:
-        if OUT_OF_MEMORY in _read_log(
-            log, before
-        ):  # the error is only that the context was shut down, or the JVM has ended
+        # The error is only that the context was shut down, or that the JVM has ended.
+        if OUT_OF_MEMORY in _read_log(log, before):
             message = f"Spark's JVM ran out of its memory of {memory}: set a larger --driver-memory; its log: {log}"
             raise ServiceError(message) from error
         if isinstance(error, ConnectionError):
@@ -166,7 +165,7 @@ def _failures_of_jobs(log: Path, memory: str) -> Iterator[None]:
 
 
 def _read_log(log: Path, before: int) -> bytes:
-    """The newest part of the log that was written from byte `before` on; empty if there is no log."""
+    """The end of the log, starting at byte `before` or later; empty if there is no log."""
     if not log.exists():
         return b""
     with log.open("rb") as file:

@@ -121,6 +121,7 @@ def _compare(
     spark: SparkSession, home: Home, features: Table, ours: VersionBundle, other: VersionBundle, holdout: DataFrame
 ) -> VersionComparison:
     """Compare both versions on our held-out images on which the other was not fitted, if both have features of them."""
+    head, their_head = load_head(ours.bundle), load_head(other.bundle)
     rows = unseen_by(holdout, fitted_on(other.bundle, home))
     their_rows = rows
     if other.bundle.backbone_sha256 != ours.bundle.backbone_sha256:
@@ -128,7 +129,6 @@ def _compare(
         their_rows = stored.join(rows.select("image_id"), "image_id", "left_semi").persist()
         rows = rows.join(their_rows.select("image_id"), "image_id", "left_semi")
     rows = rows.persist()
-    head, their_head = load_head(ours.bundle), load_head(other.bundle)
     try:
         evaluation = evaluate(rows, head)
         if not evaluation.rows:

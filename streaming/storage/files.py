@@ -117,6 +117,11 @@ def read_batches(
             yield from parquet.iter_batches(batch_size=rows, row_groups=[number], columns=columns)
 
 
+def read_as(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Read the columns of a schema, as `read_batches` and `conformed` do."""
+    return (conformed(batch, schema) for batch in read_batches(file, schema.names))
+
+
 def conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """Rows with the columns of a schema; columns that an older file lacks are null."""
     there = set(batch.schema.names)
