@@ -25,4 +25,5 @@ def test_interrupted_run_leaves_no_broker_behind(jars_dir: Path, tmp_path: Path)
         run.send_signal(signal.SIGINT)
         output, _ = run.communicate(timeout=120)
     assert run.returncode == 2, output  # pytest's exit code for an interrupted run
-    assert not broker.is_running(), output
+    # A zombie has ended, too, but its parent has not waited for it.
+    assert not broker.is_running() or broker.status() == psutil.STATUS_ZOMBIE, output

@@ -43,6 +43,11 @@ def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
     return reader.rows(sql)
 
 
+def champion(settings: Settings) -> int | None:
+    """The version that predicts: 1 until a test promotes version 2."""
+    return open_registry(settings.home).target("champion")
+
+
 def images(folder: Path) -> list[Path]:
     """Labelled image files: digits, or fruits for screenshots in the documentation."""
     if SCREENSHOTS is None:
@@ -135,7 +140,7 @@ def test_uploaded_image_is_published_and_its_prediction_appears(
     visitor.waits_for_text(image.name)
 
     visitor.click("Publish")
-    visitor.waits_for_text(r"model version 1 · .* after publishing")
+    visitor.waits_for_text(rf"model version {champion(streaming)} · .* after publishing")
 
     (row,) = rows(streaming, "SELECT label, source FROM predictions ORDER BY scored_at DESC LIMIT 1")
     assert row["source"] == f"dashboard/{image.name}"
@@ -165,12 +170,12 @@ def test_live_page_shows_state_lag_model_and_charts(visitor: Visitor, streaming:
     visitor.open("")
     visitor.waits_for_text("streaming")
     visitor.waits_for_text(r"Lag\D*0\b")
-    visitor.waits_for_text(r"Model\D*v2")
+    visitor.waits_for_text(rf"Model\D*v{champion(streaming)}")
     charts = "[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg"
     wait_for(lambda: len(visitor.all(charts)) >= 3)
     visitor.show("live")
     visitor.open("models")
-    visitor.waits_for_text(r"Champion\D*v2")
+    visitor.waits_for_text(rf"Champion\D*v{champion(streaming)}")
     visitor.show("models")
 
 

@@ -21,14 +21,17 @@ UNSHARE = shutil.which("unshare") or ""
 ALLOWED = bool(UNSHARE) and subprocess.run([UNSHARE, "-Urm", "--uts", "true"], check=False).returncode == 0
 needs_namespaces = pytest.mark.skipif(not ALLOWED, reason="this machine allows no user namespaces")
 
-# Like `docker run --read-only` with a volume, a host name that does not resolve, and /tmp mounted noexec.
+# Like `docker run --read-only` with a volume, a host name that does not resolve, and /tmp mounted noexec. A checkout
+# below /tmp stays visible.
 CONTAINER = """
 set -e
 hostname no-such-host
 mount --bind "$1" /mnt
+mount --rbind "$2" /media
 mount -t tmpfs -o noexec tmpfs /tmp
+test -d "$2" || { mkdir -p "$2"; mount --rbind /media "$2"; }
 mount -o remount,bind,ro /
-shift
+shift 2
 exec "$@"
 """
 
@@ -100,7 +103,7 @@ def test_limit_of_a_real_control_group_is_detected() -> None:
 def test_spark_starts_in_a_read_only_container_with_noexec_tmp(tmp_path: Path) -> None:
     jars = read_settings().jars_dir.resolve()
     inside = [sys.executable, "-c", START, "/mnt/home", jars, "local[1]", "1g", "SELECT 1"]
-    done = in_namespace("/bin/sh", "-c", CONTAINER, "sh", tmp_path, *inside)
+    done = in_namespace("/bin/sh", "-c", CONTAINER, "sh", tmp_path, ROOT, *inside)
     assert done.stdout.startswith("10 700 "), done.stdout + done.stderr
 
 
