@@ -113,7 +113,9 @@ def _class_archive(java: Path) -> Path:
 
     A JVM that cannot use it loads the classes from the jars. Source: "Class Data Sharing" in the manual of `java`.
     """
-    key = hashlib.sha256(f"{java.resolve()} {pyspark.__version__} {TYPICAL_JOBS}".encode()).hexdigest()[:12]
+    release = java.resolve().parents[1] / "release"  # a JVM ignores an archive of any other build
+    build = release.read_text(encoding="utf-8") if release.is_file() else ""
+    key = hashlib.sha256(f"{java.resolve()} {build} {pyspark.__version__} {TYPICAL_JOBS}".encode()).hexdigest()[:12]
     archive = SET_UP / f"tests-{key}.jsa"
     if not archive.exists():
         for old in SET_UP.glob("tests-*.jsa"):
