@@ -72,6 +72,7 @@ for threads in ("OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTERO
     os.environ.setdefault(threads, "1")
 gc.disable()  # during collection, which allocates many objects and leaves no garbage
 SPARK = SharedSpark()
+DAEMON = "spark.python.daemon.module"
 TRAINED_ITERATIONS = 10  # of the classifier of the shared model and its retrainings; each is a Spark job
 # Files that take minutes: they start first, so that no process runs one alone at the end.
 LONGEST_FIRST = (
@@ -167,6 +168,17 @@ def exports_here() -> Iterator[None]:
 def spark(jars_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SparkSession:
     """The one Spark session of the test process."""
     return SPARK.start(tmp_path_factory.mktemp("spark"), jars_dir)
+
+
+@pytest.fixture(scope="module")
+def workers_with_tensorflow(spark: SparkSession) -> Iterator[None]:
+    """New Python workers have TensorFlow imported during the tests of the module, as in a session of `train-cnn`."""
+    jvm = spark.sparkContext._jvm
+    assert jvm is not None
+    conf = jvm.org.apache.spark.SparkEnv.get().conf()  # read by each task
+    conf.set(DAEMON, "streaming.distributed.daemon")
+    yield
+    conf.remove(DAEMON)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ MODE = "synchronous"
 
 
 @pytest.fixture(scope="module")
-def outcome(run_example: RunExample) -> dict[str, Any]:
+def outcome(run_example: RunExample, exports_here: None, workers_with_tensorflow: None) -> dict[str, Any]:
     """In one mode: the others take the same path here, and tests/streaming/distributed compares their results."""
     options = ("--faces", PICTURES, "--size", 64, "--workers", 2, "--epochs", 2, "--frequency", "epoch", "--mode", MODE)
     return run_example("glasses_distributed", *options, small={"train-cnn": ("--input-size", 32)})

@@ -1,6 +1,7 @@
 from itertools import chain
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
@@ -23,7 +24,11 @@ def zeros_and_ones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows(spark: SparkSession, zeros_and_ones: Path) -> DataFrame:
     """One row per file; every tenth is for validation."""
     files = sorted(zeros_and_ones.rglob("*.png"))
-    table = [(str(path), path.parent.name, number % 10 == 0) for number, path in enumerate(files)]
-    given = spark.createDataFrame(table, "source string, label string, validation boolean")
+    table = {
+        "source": [str(path) for path in files],
+        "label": [path.parent.name for path in files],
+        "validation": [number % 10 == 0 for number in range(len(files))],
+    }
+    given = spark.createDataFrame(pa.table(table))  # of a list of rows, Spark would start more Python workers
     known = identified(given.selectExpr("source", "label", "cast(null as binary) as content")).drop("label", "content")
     return given.join(known, "source").selectExpr("*", "cast(null as binary) as content").persist()

@@ -63,6 +63,7 @@ def weights(trained: Trained) -> list[np.ndarray]:
     return list(trained.model.get_weights())
 
 
+@pytest.mark.usefixtures("workers_with_tensorflow")
 def test_resumed_training_is_identical_to_an_uninterrupted_one(rows: DataFrame, tmp_path: Path) -> None:
     """Interrupted twice: between two reductions of the rate, and after early stopping."""
     whole = train(rows, tmp_path / "whole", 9)

@@ -2,10 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,25 @@ def settings(tmp_path: Path, jars_dir: Path) -> Settings:
     return Settings(home=tmp_path, jars=jars_dir)
 
 
-def test_killed_and_interrupted_training_resumes_and_is_registered(settings: Settings, faces: Path) -> None:
-    """Killed in the second epoch, resumed, interrupted two epochs later, and resumed to the end."""
-    done = 0
-    for end, resume in ((signal.SIGKILL, []), (signal.SIGINT, ["--resume"])):
-        output = _end_after_two_epochs(settings, faces, [*NETWORK, "--epochs", 40, *resume], done, end)
-        if end is signal.SIGINT:
-            assert "interrupted; run it again with --resume" in output
-            assert "Traceback" not in output
-        before, done = done, read_checkpoint(settings.work_dir / "train-cnn").state.epoch
-        assert done >= before + 2
-    epochs = max(done + 1, 6)
+@pytest.mark.usefixtures("exports_here", "workers_with_tensorflow")
+def test_killed_and_interrupted_training_resumes_and_is_registered(
+    settings: Settings, faces: Path, tmp_path: Path
+) -> None:
+    """One process shows both: the files that a kill would leave are copied while it is suspended.
+
+    Resuming from any epoch gives the same weights: see test_trainer.py and test_resume.py.
+    """
+    output = _suspend_and_interrupt(settings, faces, tmp_path / "killed")
+    assert "interrupted; run it again with --resume" in output
+    assert "Traceback" not in output
+    killed, interrupted = (read_checkpoint(one) for one in (tmp_path / "killed", settings.work_dir / "train-cnn"))
+    done = killed.state.epoch
+    assert 2 <= done <= interrupted.state.epoch - 2
+    assert killed.history.epochs == interrupted.history.epochs[:done]
+    assert (killed.settings, killed.callbacks) == (interrupted.settings, interrupted.callbacks)
+    assert killed.state.weights.shape == interrupted.state.weights.shape
+    assert killed.state.optimizer.shape == interrupted.state.optimizer.shape
+    epochs = max(interrupted.state.epoch + 1, 6)
     to_the_end = ("--epochs", epochs, "--threshold", "f1", "--resume")
     result = imagestream(settings, "train-cnn", "--images", faces, *NETWORK, *to_the_end)
     _check_result(result, epochs)
@@ -85,27 +93,29 @@ def _check_model(settings: Settings, faces: Path, result: dict[str, Any]) -> Non
     assert (answers[:, bundle.manifest.classes.index("glasses")] > 0.5).mean() > 0.6
 
 
-def _end_after_two_epochs(
-    settings: Settings, faces: Path, options: Sequence[str | float], done: int, end: signal.Signals
-) -> str:
-    """Run the real command until it has reported two more epochs, then send it `end`; returns its last output."""
-    command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "train-cnn", "--images", str(faces)]
+def _suspend_and_interrupt(settings: Settings, faces: Path, copy: Path) -> str:
+    """Run the real command, copy its checkpoint after two epochs, interrupt it after four; returns its last output."""
+    options = map(str, [*NETWORK, "--epochs", 40])
     running = subprocess.Popen(
-        [*command, *map(str, options)],
+        [sys.executable, "-m", "streaming", "--home", settings.home, "train-cnn", "--images", faces, *options],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | environment_of(settings),
         start_new_session=True,
     )
     assert running.stderr is not None
-    reported = [running.stderr.readline()]
-    while reported[-1] and not reported[-1].startswith(f"epoch {done + 2}/"):
-        reported.append(running.stderr.readline())
-    assert reported[-1].startswith(f"epoch {done + 2}/"), reported
-    assert all(line.startswith("epoch ") for line in reported)  # and no messages of TensorFlow
-    os.killpg(running.pid, end)
+    reported: list[str] = []
+    for epochs in (2, 4):
+        while not reported or not reported[-1].startswith(f"epoch {epochs}/"):
+            reported.append(running.stderr.readline())
+            assert reported[-1].startswith("epoch "), reported  # no end, and no messages of TensorFlow
+        if epochs == 2:
+            os.killpg(running.pid, signal.SIGSTOP)
+            shutil.copytree(settings.work_dir / "train-cnn", copy)
+            os.killpg(running.pid, signal.SIGCONT)
+    os.killpg(running.pid, signal.SIGINT)
     output = running.stderr.read()
-    assert running.wait(60) == (130 if end is signal.SIGINT else -signal.SIGKILL)
+    assert running.wait(60) == 130
     return output
 
 

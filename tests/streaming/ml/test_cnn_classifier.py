@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import DataFrame, SparkSession
@@ -16,9 +17,11 @@ def digits(spark: SparkSession) -> DataFrame:
     """100 handwritten zeros and ones, bytes that are not an image, and an image without a label."""
     known = [(data, label) for _, label, data in digit_images(600) if label in ("0", "1")][:100]
     given = [*known, (b"no image", "0"), (known[0][0], None)]
-    return spark.createDataFrame(given, "image binary, label string").repartition(2).persist()
+    images, labels = zip(*given, strict=True)
+    return spark.createDataFrame(pa.table({"image": images, "label": labels})).repartition(2).persist()
 
 
+@pytest.mark.usefixtures("exports_here")
 def test_cnn_pipeline_is_fitted_saved_and_loaded(digits: DataFrame, tmp_path: Path) -> None:
     network = DistributedCNNClassifier(
         inputCol="image", inputSize=32, workers=1, epochs=4, batchSize=16, learningRate=0.003, predictionCol="answer"
