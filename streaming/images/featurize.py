@@ -108,6 +108,7 @@ def featurize(
     augment: int = 0,
     augmentation: Augmentation = DEFAULT_AUGMENTATION,
     limits: Limits = DEFAULT_LIMITS,
+    find_duplicates: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> Featurized:
     """Append the backbone's features of all images to `table`, except those that it already contains.
@@ -119,6 +120,7 @@ def featurize(
         max_bad_shown: maximum number of bad images reported by name.
         augment: number of augmented copies to store per image. They have the image's id, so a split keeps them on its
             side; they are computed by every run that requests them.
+        find_duplicates: whether to read the stored rows again to count `duplicates` and `conflicting`, 0 otherwise.
         on_progress: called periodically with the number of images done.
     """
     if isinstance(backbone, ExportedBackbone):
@@ -151,7 +153,9 @@ def featurize(
     network.unpersist()
     total = {name: pc.sum(reports.column(name)).as_py() or 0 for name in ("rows", "reused", "copies", "bad")}
     bad = {one["path"]: one["why"] for one in reports.to_pylist() if one["path"] is not None}
-    duplicates, conflicting = count_duplicates(frame, table, backbone.sha256) if any(total.values()) else (0, 0)
+    duplicates = conflicting = 0
+    if find_duplicates and any(total.values()):
+        duplicates, conflicting = count_duplicates(frame, table, backbone.sha256)
     return Featurized(
         rows=total["rows"] + total["reused"],
         bad=dict(sorted(bad.items())[:max_bad_shown]),

@@ -69,10 +69,11 @@ def _cross_fitted(head: Head, training: DataFrame, options: FitOptions, aim: Thr
     fold = _fold(training, options.seed)
     images = training.where("augmentation IS NULL") if "augmentation" in training.columns else training
     _check_folds(images, fold, head.classes)
+    sizes = {row.fold: row.n for row in training.groupBy(fold.alias("fold")).agg(F.count("*").alias("n")).collect()}
     scores = ScoreHistogram(len(head.classes))
     for number in range(FOLDS):
-        rest = training.where(fold != number)
-        classifier = fit_classifier(rest, rest.count(), head.classes, head.projection, options)
+        rest, n = training.where(fold != number), sum(sizes.values()) - sizes.get(number, 0)
+        classifier = fit_classifier(rest, n, head.classes, head.projection, options)
         found = evaluate(images.where(fold == number), replace(head, classifier=classifier)).scores
         if found is not None:
             scores.merge(found)

@@ -102,12 +102,20 @@ class Job:
     def features(self) -> Table:
         return Table(self.settings.place.tables, "features")
 
-    def featurized(self, dataset: Dataset, backbone: FeatureSource | ExportedBackbone) -> tuple[DataFrame, Featurized]:
+    def featurized(
+        self, dataset: Dataset, backbone: FeatureSource | ExportedBackbone, *, find_duplicates: bool = True
+    ) -> tuple[DataFrame, Featurized]:
         """Featurize a data set; return all labelled rows of the backbone and the result of the featurization."""
         self.on_step(f"computing the features of {dataset.n_images:,} images")
         source = FeatureSource.of(backbone) if isinstance(backbone, ExportedBackbone) else backbone
         found = featurize(
-            self.spark, dataset, source, self.features, augment=self.augment, limits=self.settings.image_limits
+            self.spark,
+            dataset,
+            source,
+            self.features,
+            augment=self.augment,
+            limits=self.settings.image_limits,
+            find_duplicates=find_duplicates,
         )
         if not found.rows:
             path, why = next(iter(found.bad.items()))

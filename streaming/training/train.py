@@ -75,7 +75,7 @@ def train(
         golden = sample_images(dataset, entry.input_size)
         with spark_session(settings, "imagestream train", conf=MEMORY_FOR_FITTING) as spark:
             job = Job(settings, spark, registry, champion, gate, on_step, by, augment, options.group_by, objective)
-            rows, read = job.featurized(dataset, made.source)
+            rows, read = job.featurized(dataset, made.source, find_duplicates=not backbone.int8)
             exact = None
             if backbone.int8:
                 exact = make_candidate(rows, options)

@@ -132,7 +132,7 @@ class VariantMaker:
                 f"computing the features of {self.dataset.n_images:,} images with {entry.name} at {height}×{width}"
                 f"{precision}"
             )
-            found = featurize(self.spark, self.dataset, made.source, self.features)
+            found = featurize(self.spark, self.dataset, made.source, self.features, find_duplicates=False)
             if not found.rows:
                 path, why = next(iter(found.bad.items()))
                 raise DataError(f"none of {self.dataset.n_images:,} images can be decoded; {path}: {why}")

@@ -37,7 +37,7 @@ from streaming.training.gate import pair
 from tests.conftest import imagestream
 
 CLASSES = ("absent", "present")
-OPTIONS = FitOptions(projection="none", threshold="f1", seed=3, max_iter=8)
+OPTIONS = FitOptions(projection="none", threshold="f1", seed=3, max_iter=5)
 
 
 def drawn(n: int, seed: int) -> tuple[Features, list[str]]:
@@ -99,6 +99,7 @@ def test_augmented_copies_are_fitted_on_but_do_not_choose_the_threshold(
         return best_threshold(scores, aim)
 
     monkeypatch.setattr(choose_threshold, "best_threshold", spy)
+    monkeypatch.setattr(choose_threshold, "FOLDS", 2)  # a fit less; `fitted` has three
     rows = training.withColumn("augmentation", F.lit(None).cast("int"))
     copies = training.where("label = 'present'").withColumn("augmentation", F.lit(0))
     found = with_threshold(fitted, rows.union(copies), OPTIONS)
@@ -169,7 +170,7 @@ def test_mlp_on_pixels_is_registered_with_a_threshold(jars_dir: Path, exports: P
     settings = Settings(home=tmp_path / "home", jars=jars_dir, backbones=exports)
     settings.work_dir.mkdir()
     backbone = ("--backbone", "pixels", "--input-size", 14, "--projection", "none")
-    fitting = ("--classifier", "mlp", "--layers", 8, "--max-iter", 20, "--threshold", 0.3)
+    fitting = ("--classifier", "mlp", "--layers", 8, "--max-iter", 12, "--threshold", 0.3)
     result = imagestream(settings, "train", "--images", tmp_path / "images", *backbone, *fitting)
 
     bundle = open_registry(settings.home).read(result["version"])

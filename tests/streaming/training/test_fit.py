@@ -134,12 +134,12 @@ def test_pca_and_logistic_regression_agree_with_spark_ml(
 def test_regression_equals_spark_ml_on_the_projected_rows(
     spark: SparkSession, rows: DataFrame, features: Features, labels: list[str], pca: PCA
 ) -> None:
-    options = FitOptions(reg_param=0.1, elastic_net=0.5, max_iter=8)
+    options = FitOptions(reg_param=0.1, elastic_net=0.5, max_iter=5)
     ours = fit_classifier(rows, ROWS, CLASSES, pca, options)
     assert isinstance(ours, LogisticRegression)
     projected = frame_of(spark, pca.transform(features), labels)
     vectors = projected.select(array_to_vector("features").alias("features"), F.col("label").cast("double"))
-    theirs = SparkLogisticRegression(regParam=0.1, elasticNetParam=0.5, family="multinomial", maxIter=8).fit(vectors)
+    theirs = SparkLogisticRegression(regParam=0.1, elasticNetParam=0.5, family="multinomial", maxIter=5).fit(vectors)
     np.testing.assert_allclose(ours.coefficients, theirs.coefficientMatrix.toArray(), atol=1e-4)
     np.testing.assert_allclose(ours.intercept, theirs.interceptVector.toArray(), atol=1e-4)
     assert (ours.coefficients == 0).any()  # from the L1 penalty
@@ -152,7 +152,7 @@ def test_mlp_equals_spark_ml_on_standardised_rows(
     scaled_features = features * np.geomspace(0.01, 100, 64, dtype=np.float32) + 3
     scaled_features[:, 0] = 7
     frame = frame_of(spark, scaled_features, labels)
-    options = FitOptions(classifier="mlp", layers=(24, 16), max_iter=25)
+    options = FitOptions(classifier="mlp", layers=(24, 16), max_iter=15)
     ours = fit_classifier(frame, ROWS, CLASSES, NoProjection(64), options)
 
     ordered = frame.repartition(2, "image_id").sortWithinPartitions("image_id")
@@ -160,7 +160,7 @@ def test_mlp_equals_spark_ml_on_standardised_rows(
         array_to_vector(F.col("features").cast("array<double>")).alias("raw"), F.col("label").cast("double")
     ).persist()
     scaler = StandardScaler(inputCol="raw", outputCol="features", withMean=True, withStd=True).fit(vectors)
-    network = MultilayerPerceptronClassifier(layers=[64, 24, 16, 10], maxIter=25, seed=42)
+    network = MultilayerPerceptronClassifier(layers=[64, 24, 16, 10], maxIter=15, seed=42)
     scaled = scaler.transform(vectors).select("raw", "features", "label").persist()
     model = network.fit(scaled)
     columns = [vector_to_array(name).alias(name) for name in ("raw", "probability")]
@@ -219,13 +219,13 @@ def test_unsuitable_projection_is_rejected_before_any_job(spark: SparkSession) -
 
 def test_features_of_a_flat_backbone_are_fitted_in_little_memory(spark: SparkSession) -> None:
     generator = np.random.default_rng(0)
-    labels = ["a", "b"] * 60
-    wide = np.maximum(generator.normal(size=(120, 62_720)), 0).astype(np.float32)
+    labels = ["a", "b"] * 30
+    wide = np.maximum(generator.normal(size=(60, 62_720)), 0).astype(np.float32)
     wide[::2, :2000] += 1.0
     rows = in_order(frame_of(spark, wide, labels), wide.shape[1]).persist()
     for options in (
-        FitOptions(projection="random", eps=0.5, reg_param=0.1, max_iter=5),
-        FitOptions(projection="randomized_pca", n_components=5, max_iter=5),
+        FitOptions(projection="random", eps=0.5, reg_param=0.1, max_iter=3),
+        FitOptions(projection="randomized_pca", n_components=5, max_iter=3),
     ):
         assert evaluate(rows, fit(rows, options).head).accuracy > 0.9
     rows.unpersist()
@@ -237,8 +237,8 @@ def test_features_of_a_flat_backbone_are_fitted_in_little_memory(spark: SparkSes
 @pytest.mark.parametrize(
     ("options", "few_bytes"),
     [
-        (FitOptions(max_iter=8), 0),
-        (FitOptions(max_iter=8, classifier="mlp", layers=(16,), projection="randomized_pca", n_components=12), 2**27),
+        (FitOptions(max_iter=4), 0),
+        (FitOptions(max_iter=4, classifier="mlp", layers=(16,), projection="randomized_pca", n_components=12), 2**27),
     ],
     ids=["PCA and regression, several partitions", "randomized PCA and MLP, few partitions"],
 )
@@ -298,7 +298,7 @@ def test_options_are_recorded_as_plain_values() -> None:
 
 
 def test_fit_learns_digits_with_the_pca_of_one_pass(rows: DataFrame, features: Features, pca: PCA) -> None:
-    fitted = fit(rows, FitOptions(explained_variance=0.9, max_iter=20))
+    fitted = fit(rows, FitOptions(explained_variance=0.9, max_iter=10))
     assert fitted.head.classes == CLASSES
     assert fitted.rows == ROWS
     assert isinstance(fitted.head.projection, PCA)

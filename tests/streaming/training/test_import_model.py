@@ -1,6 +1,7 @@
 """Third-party models: imported with the command line, and served by the stream like any other version."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from models.recipe import Recipe
 from streaming.images.dataset import digit_images, write_images
 from streaming.registry import CHALLENGER, CHAMPION, open_registry
 from streaming.settings import Settings
-from streaming.training.fit_options import GateOptions
+from streaming.training import tune
+from streaming.training.fit_options import FitOptions, GateOptions
 from streaming.training.gate import Verdict
 from streaming.training.job import Job
 from tests.conftest import imagestream
@@ -60,7 +62,7 @@ def test_imported_model_predicts_as_in_its_original_framework(service: Settings,
     np.testing.assert_allclose([row["confidence"] for row in found], expected.max(axis=1), atol=1e-4)
     assert {(row["model_version"], row["bundle_sha256"]) for row in found} == {(2, model["bundle_sha256"])}
     # A head can be fitted on its outputs, as on any other features.
-    again = imagestream(service, "retrain", "--margin", "-0.99")
+    again = imagestream(service, "retrain", "--margin", "-0.99", "--projection", "none", "--max-iter", 3)
     assert open_registry(service.home).manifest(again["version"]).classifier.kind == "logistic_regression"
 
 
@@ -116,7 +118,7 @@ def test_head_can_be_fitted_on_any_tensor_of_a_model(home: Settings, jars_dir: P
     service = home.model_copy(update={"jars": jars_dir})
     path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
     options = ("--backbone", f"{path}:active", "--pooled", "--preset", "raw", "--projection", "none")
-    model = imagestream(service, "train", "--dataset", "digits", "--limit", 60, *options, "--max-iter", 5)
+    model = imagestream(service, "train", "--dataset", "digits", "--limit", 60, *options, "--max-iter", 3)
     manifest = open_registry(service.home).manifest(model["version"])
     entry = manifest.backbone
     assert (entry.name, entry.n_features, manifest.classifier.kind) == ("net", 8, "logistic_regression")
@@ -158,13 +160,16 @@ def test_no_promote_keeps_the_champion_even_if_the_gate_passes(home: Settings, t
     assert registry.target(CHAMPION) is None
 
 
-def test_tune_searches_on_a_tensor_of_an_imported_model(home: Settings, jars_dir: Path, tmp_path: Path) -> None:
+def test_tune_searches_on_a_tensor_of_an_imported_model(
+    home: Settings, jars_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     service = home.model_copy(update={"jars": jars_dir})
     path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
     images = tmp_path / "images"
     write_images(images, digit_images(60))
     network = ("--backbone", f"{path}:active")
     little = ("--trials", 1, "--classifiers", "logistic_regression", "--projections", "none")
+    monkeypatch.setattr(tune, "FitOptions", partial(FitOptions, max_iter=3))  # 100 by default, each a Spark job
     found = imagestream(service, "tune", "--images", images, *network, *little)
     assert f"train --images {images} --backbone {path}:active --projection none" in found["command"]
     (guessed,) = found["warnings"]

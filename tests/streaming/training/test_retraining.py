@@ -67,5 +67,6 @@ def test_later_labels_improve_the_model_and_wrong_labels_are_not_promoted(servic
     imagestream(service, "label", write_labels(tmp_path / "wrong.csv", dict(zip(labels, shuffled, strict=True))))
     worse = imagestream(service, "retrain")
     assert not worse["promoted"], worse["why"]
+    assert worse["gain"] < 0
     assert worse["version"] > better["version"]
     assert open_registry(service.home).target(CHAMPION) == better["version"]

@@ -43,7 +43,7 @@ from streaming.training.tune_study import TrialResult
 from tests.conftest import imagestream
 
 ROWS, WIDTH, CLASSES = 300, 8, ("8", "9")
-QUICK = FitOptions(max_iter=4)  # each iteration is a Spark job
+QUICK = FitOptions(max_iter=3)  # each iteration is a Spark job
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -275,7 +275,7 @@ def test_input_sizes_and_precisions_become_variants_of_the_same_images(
     assert variants[0].sha256 != variants[1].sha256
     assert variants[0].fingerprint == variants[1].fingerprint
     assert ids_of(variants[0].fit_rows) == ids_of(variants[1].fit_rows)
-    options = TuneOptions(trials=1, projections=("pca",), classifiers=("logistic_regression",))
+    options = TuneOptions(trials=1, projections=("none",), classifiers=("logistic_regression",))
     found = search(variants, options, tmp_path)
     assert len(found.variants) == 2
     assert {one.variant for one in found.outcomes} <= {"24 float32", "24 int8"}
@@ -288,7 +288,8 @@ def test_tune_searches_stored_features_and_prints_the_training_command(
     home = tmp_path / "home"
     shutil.copytree(trained, home, symlinks=True)
     settings = Settings(home=home, jars=jars_dir)
-    found = imagestream(settings, "tune", "--trials", 2, "--classifiers", "logistic_regression", "--projections", "pca")
+    little = ("--trials", 2, "--classifiers", "logistic_regression", "--projections", "none")
+    found = imagestream(settings, "tune", *little)
     assert len(found["trials"]) == 2
     assert found["best"]["accuracy"] == max(one["accuracy"] for one in found["trials"])
     assert found["command"].startswith(shlex.join([*program(), "--home", str(home), "retrain"]))
