@@ -132,6 +132,8 @@ def spark_session(
             raise ServiceError(
                 f"Spark did not start ({_cause_from_log(error, log, before)}); its log: {log}"
             ) from error
+    # As for SQL functions. Otherwise RDD operations, such as those of a data frame of a list, start workers of their own.
+    spark.sparkContext.environment["SPARK_SIMPLIFIED_TRACEBACK"] = "1"
     try:
         with _failures_of_jobs(log, settings.driver_memory):
             yield spark
