@@ -18,8 +18,8 @@ from streaming.jobs.maintain import MaintenanceReport, maintain
 from streaming.pipeline.decisions import KEPT, Decisions
 from streaming.query import query
 from streaming.settings import Settings
+from streaming.storage import table_log
 from streaming.storage.store import open_store
-from streaming.storage.table_log import CHECKPOINT_INTERVAL
 from streaming.storage.tables import Table
 from tests.conftest import imagestream
 from tests.streaming.history import QUERY_ID, begin_stream, commit_batch, decision_of, quarantined, worker_file
@@ -118,9 +118,12 @@ def test_concurrent_stream_and_reader_lose_and_repeat_no_row(settings: Settings)
     assert (found.batches, found.predicted, found.quarantined) == (55, 55 * 9, 55)
 
 
-def test_log_is_kept_as_long_as_the_files(settings: Settings) -> None:
-    commit_batches(settings, 0, CHECKPOINT_INTERVAL + 1)  # beyond a checkpoint
+def test_log_is_kept_as_long_as_the_files(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_log, "CHECKPOINT_INTERVAL", 5)
+    commit_batches(settings, 0, 6)  # beyond a checkpoint
+    table_log._CHECKPOINTS.submit(int).result()  # one thread writes checkpoints in order
     log = Path(settings.place.tables) / "batches" / "_delta_log"
+    assert (log / f"{5:020}.checkpoint.parquet").exists()
     old = log / f"{0:020}.json"
     for entry in log.iterdir():
         set_age(entry, hours=25)

@@ -64,6 +64,12 @@ def table(tmp_path: Path) -> Table:
     return Table(tmp_path / "tables", "labels")
 
 
+@pytest.fixture
+def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint for every ten versions, so that few commits reach one."""
+    monkeypatch.setattr(table_log, "CHECKPOINT_INTERVAL", 10)
+
+
 def test_readers_see_the_rows_of_every_entry(table: Table, tmp_path: Path) -> None:
     for number in range(120):
         assert table.append(labels(f"{number:03}"), APP, number)
@@ -219,6 +225,7 @@ def commit_and_clean(directory: Path) -> None:
             entry.unlink()
 
 
+@pytest.mark.usefixtures("frequent_checkpoints")
 def test_writer_reloads_a_log_cleaned_while_it_was_suspended(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     table.append(labels("before"), APP, 0)
@@ -229,6 +236,7 @@ def test_writer_reloads_a_log_cleaned_while_it_was_suspended(table: Table, monke
     assert len(images(table.place)) == table_log.CHECKPOINT_INTERVAL + 2
 
 
+@pytest.mark.usefixtures("frequent_checkpoints")
 def test_writer_suspended_during_a_commit_retries(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     table.append(labels("before"), APP, 0)
@@ -267,6 +275,7 @@ def test_commit_with_a_lost_response_is_made_once(table: Table, stored: bool) ->
     assert DeltaTable(table.place).version() == 2
 
 
+@pytest.mark.usefixtures("frequent_checkpoints")
 def test_failing_checkpoint_affects_no_commit(table: Table) -> None:
     (Path(table.place) / "_delta_log" / "_last_checkpoint").mkdir()
     for number in range(table_log.CHECKPOINT_INTERVAL + 1):
