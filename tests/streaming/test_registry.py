@@ -5,8 +5,10 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
+from threading import current_thread, main_thread
 from uuid import uuid4
 
 import pytest
@@ -474,6 +476,34 @@ def test_move_is_recomputed_after_a_concurrent_move(store: Store, registry: Regi
         (2, "bob"),
         (3, "ada"),
     ]
+
+
+class OnThreads(Elsewhere):
+    """Records the numbers of the moves that are read, and whether on another thread."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.read: list[tuple[int, bool]] = []
+
+    def get(self, key: str) -> bytes | None:
+        self.read.append((int(Path(key).stem), current_thread() is not main_thread()))
+        return super().get(key)
+
+
+def test_each_move_is_read_once_and_all_of_the_first_reading_in_parallel(home: Path) -> None:
+    def move(moves: Sequence[Move]) -> Move:
+        return Move(alias="champion", version=1, previous=None, by="ada", at=datetime.now(UTC), why=f"{len(moves)}")
+
+    for _ in range(3):
+        AliasLog(open_store(home)).append(move)
+    store = OnThreads(home)
+    log = AliasLog(store)
+    assert [one.why for one in log.follow()] == ["0", "1", "2"]
+    assert sorted(store.read) == [(1, True), (2, True), (3, True), (4, False)]
+    store.read.clear()
+    assert log.append(move).why == "3"
+    assert [one.why for one in log.follow()] == ["0", "1", "2", "3"]
+    assert store.read == [(4, False), (5, False)]
 
 
 def test_reading_unchanged_aliases_takes_one_request(home: Path, bundle_dir: Path) -> None:
