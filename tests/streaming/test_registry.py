@@ -12,6 +12,7 @@ from threading import current_thread, main_thread
 from uuid import uuid4
 
 import pytest
+from pydantic import ValidationError
 
 from models.bundle import FILES, GOLDEN, MANIFEST, Bundle, read_bundle
 from models.errors import ModelError
@@ -315,6 +316,41 @@ def test_hostile_version_is_refused_in_one_line_and_hides_no_other(
         assert len(str(caught.value)) < 500
     assert registry.find(sha256) == 2
     assert registry.read(2).sha256 == sha256
+
+
+# --- objects
+
+
+def test_object_is_indented_json_and_its_fields_do_not_change() -> None:
+    version = Version(sha256=SHA, path="1", nonce="n")
+    data = version.to_bytes()
+    assert data.decode() == f'{{\n  "sha256": "{SHA}",\n  "path": "1",\n  "nonce": "n"\n}}\n'
+    assert Version.from_bytes(data, "it") == version
+    with pytest.raises(ValidationError, match="frozen"):
+        version.path = "2"
+
+
+def test_object_has_at_most_a_mebibyte() -> None:
+    data = json.dumps(VALID).encode()
+    assert Version.from_bytes(data.ljust(1024**2), "it").sha256 == SHA
+    with pytest.raises(ModelError, match="it is damaged: it has 1,048,577 bytes, more than the 1,048,576 allowed"):
+        Version.from_bytes(data.ljust(1024**2 + 1), "it")
+
+
+def test_first_problem_of_an_object_is_named_in_at_most_200_characters() -> None:
+    with pytest.raises(ModelError, match="^it is damaged: sha256: "):
+        Version.from_bytes(b"{}", "it")
+    with pytest.raises(ModelError) as caught:
+        Version.from_bytes(json.dumps({"a" * 300: 1, **VALID}).encode(), "it")
+    assert str(caught.value) == "it is damaged: " + "a" * 200
+
+
+@pytest.mark.parametrize("metric", [float("nan"), float("inf")])
+def test_move_has_only_finite_metrics(metric: float) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        Move(
+            alias="champion", version=1, previous=None, by="ada", at=datetime.now(UTC), why="", metrics={"loss": metric}
+        )
 
 
 # --- aliases
