@@ -124,6 +124,12 @@ def test_file_without_the_end_that_its_format_requires_is_cut_off(image_format: 
     assert is_cut_off(cut, image_format)
 
 
+def test_only_the_first_thousand_boxes_are_examined() -> None:
+    free, cut = b"\0\0\0\x08free", b"\0\0\0\x0emdat"
+    assert is_cut_off(free * 1000 + cut, "AVIF")
+    assert not is_cut_off(free * 1001 + cut, "AVIF")
+
+
 def test_unreadable_header_error_contains_no_memory_address() -> None:
     bad = refusal(b"\x89PNG\r\n\x1a\n" + bytes(100))
     assert (bad.stage, bad.detail) == (Stage.DECODE, "PNG: its header cannot be read")
@@ -151,6 +157,14 @@ def test_decoder_message_is_shortened_and_replaced_by_the_error_name_if_empty() 
 def test_reason_is_derived_from_the_decoder_error(error: Exception, reason: Reason) -> None:
     whole = encode(plain("teal"), "PNG")
     assert explain(error, Stage.DECODE, whole, "PNG").reason is reason
+    if reason is Reason.CORRUPT:
+        assert explain(error, Stage.DECODE, whole[:-12], "PNG").reason is Reason.TRUNCATED
+
+
+def test_pixels_without_a_defined_range_are_explained() -> None:
+    bad = decoded(encode(Image.new("F", (8, 8), 0.5), "TIFF"), "TIFF")
+    assert isinstance(bad, BadImage)
+    assert (bad.stage, bad.reason) == (Stage.PREPROCESS, Reason.UNSUPPORTED_MODE)
 
 
 def test_unsupported_format_with_too_many_pixels_is_a_format_error() -> None:
@@ -251,6 +265,9 @@ def test_jpeg_whose_missing_rows_cannot_be_counted_is_truncated(monkeypatch: pyt
     monkeypatch.setattr(module, "_FILLER", b"\xff\xc4\0\x14\0" + b"\xff" * 16)  # an invalid table
     with pytest.raises(TruncatedError):
         decoded(JPEG[:-60], "JPEG", cut=True)
+    bad = decoded(JPEG[: JPEG.index(b"\xff\xda") + 4], "JPEG", cut=True)  # without any pixels
+    assert isinstance(bad, BadImage)
+    assert bad.reason is Reason.TRUNCATED
 
 
 def test_pixels_are_limited_while_decoding() -> None:
@@ -358,6 +375,19 @@ def test_stripes_of_a_jpeg_remain_if_only_the_other_dimension_is_reduced(size: t
     assert np.abs(np.diff(got, axis=along)).max(axis=along).min() > 200
 
 
+def test_large_jpeg_is_decoded_at_a_reduced_size_that_covers_the_result() -> None:
+    data = encode(PHOTOGRAPH.resize((640, 480)), "JPEG")
+    sizes = [module._open(data, "JPEG", size, DEFAULT_LIMITS).size for size in ((48, 64), (100, 130), (400, 100))]
+    assert sizes == [(160, 120), (320, 240), (640, 480)]  # 1/8 has 60 rows, less than the larger of 48 and 64
+
+
+@pytest.mark.parametrize(("width", "plain_bilinear"), [(64, True), (96, True), (97, False)])
+def test_plain_bilinear_sampling_is_used_up_to_a_factor_of_1_5(width: int, plain_bilinear: bool) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, width, 3), np.uint8))
+    expected = cv2.resize(np.asarray(image), (64, 48), interpolation=cv2.INTER_LINEAR)
+    assert (shape_pixels(image, (48, 64), "stretch", 1) == expected).all() == plain_bilinear
+
+
 @pytest.mark.parametrize(("tag", "turned"), [(6, True), ("6", True), ("abcd", False), (1, False)])
 def test_orientation_is_read_unless_it_is_known(tag: Any, turned: bool) -> None:
     image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
@@ -443,6 +473,8 @@ def test_photograph_decodes_close_to_pillow() -> None:
 
 
 def test_opencv_uses_one_thread() -> None:
+    cv2.setNumThreads(2)
+    module.opencv.__wrapped__()
     assert cv2.getNumThreads() == 1
 
 

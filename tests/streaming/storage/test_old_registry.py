@@ -77,6 +77,11 @@ def test_migrated_registry_works_as_any_other(home: Path, tmp_path: Path) -> Non
     assert [elsewhere.read(version) for version in (1, 2, 3)] == [again.read(version) for version in (1, 2, 3)]
 
 
+def test_new_home_stays_empty(tmp_path: Path) -> None:
+    assert open_registry(tmp_path / "new").versions() == []
+    assert not (tmp_path / "new").exists()
+
+
 def test_home_without_a_promotion_is_migrated(home: Path) -> None:
     (home / "models" / "aliases.json").unlink()
     registry = open_registry(home)
