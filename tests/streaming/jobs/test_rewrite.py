@@ -332,6 +332,19 @@ def test_table_with_column_mapping_is_refused(settings: Settings) -> None:
     assert DeltaTable(table.place).version() == 4
 
 
+def test_table_with_deletion_vectors_is_not_compacted(settings: Settings) -> None:
+    table = quarantine_files(settings, 2)
+    log = Path(table.place) / "_delta_log"
+    first = [json.loads(line) for line in (log / f"{0:020}.json").read_text().splitlines()]
+    (metadata,) = [action["metaData"] for action in first if "metaData" in action]
+    metadata["configuration"]["delta.enableDeletionVectors"] = "true"
+    features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
+    upgrade = [{"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}}, {"metaData": metadata}]
+    (log / f"{3:020}.json").write_text("\n".join(map(json.dumps, upgrade)))
+    assert "uses Delta's deletionVectors, with which files cannot be rewritten" in (compact(table.place, MB) or "")
+    assert DeltaTable(table.place).version() == 3
+
+
 def test_commit_unsupported_by_deltalake_is_refused_immediately(settings: Settings) -> None:
     table = quarantine_files(settings, 2)
     features = ["appendOnly", "invariants", "checkpointProtection"]  # as after DROP FEATURE in Spark
