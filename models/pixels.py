@@ -116,6 +116,7 @@ def _repaired_jpeg(data: bytes, size: tuple[int, int], limits: Limits) -> tuple[
     Decoders make up missing pixels. So the image is decoded twice with different data in place of the missing end: the
     rows that differ were made up.
     """
+    data = data.rstrip(b"\xff")  # with the filler, half of a two-byte code would be a marker that ends the pixels
     image, other = (_open(data + more + _EOI, "JPEG", size, limits) for more in (b"", _FILLER))
     image.load()
     try:

@@ -71,6 +71,14 @@ def test_image_missing_more_than_a_few_rows_is_truncated(data: bytes, share: flo
     assert bad.reason is Reason.TRUNCATED
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
+def test_image_that_ends_within_a_code_of_two_bytes_is_truncated(share: float) -> None:
+    """Its last byte, and the first one in place of the missing ones, would be a marker that ends the pixels."""
+    bad = decode_marked(JPEG[: JPEG.index(b"\xff\0", int(len(JPEG) * share)) + 1], SIZE)
+    assert isinstance(bad, BadImage)
+    assert bad.reason is Reason.TRUNCATED
+
+
 @pytest.mark.parametrize(
     ("start", "named"),
     [

@@ -5,11 +5,14 @@ import multiprocessing
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
+from threading import current_thread, main_thread
 from uuid import uuid4
 
 import pytest
+from pydantic import ValidationError
 
 from models.bundle import FILES, GOLDEN, MANIFEST, Bundle, read_bundle
 from models.errors import ModelError
@@ -315,6 +318,41 @@ def test_hostile_version_is_refused_in_one_line_and_hides_no_other(
     assert registry.read(2).sha256 == sha256
 
 
+# --- objects
+
+
+def test_object_is_indented_json_and_its_fields_do_not_change() -> None:
+    version = Version(sha256=SHA, path="1", nonce="n")
+    data = version.to_bytes()
+    assert data.decode() == f'{{\n  "sha256": "{SHA}",\n  "path": "1",\n  "nonce": "n"\n}}\n'
+    assert Version.from_bytes(data, "it") == version
+    with pytest.raises(ValidationError, match="frozen"):
+        version.path = "2"
+
+
+def test_object_has_at_most_a_mebibyte() -> None:
+    data = json.dumps(VALID).encode()
+    assert Version.from_bytes(data.ljust(1024**2), "it").sha256 == SHA
+    with pytest.raises(ModelError, match="it is damaged: it has 1,048,577 bytes, more than the 1,048,576 allowed"):
+        Version.from_bytes(data.ljust(1024**2 + 1), "it")
+
+
+def test_first_problem_of_an_object_is_named_in_at_most_200_characters() -> None:
+    with pytest.raises(ModelError, match="^it is damaged: sha256: "):
+        Version.from_bytes(b"{}", "it")
+    with pytest.raises(ModelError) as caught:
+        Version.from_bytes(json.dumps({"a" * 300: 1, **VALID}).encode(), "it")
+    assert str(caught.value) == "it is damaged: " + "a" * 200
+
+
+@pytest.mark.parametrize("metric", [float("nan"), float("inf")])
+def test_move_has_only_finite_metrics(metric: float) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        Move(
+            alias="champion", version=1, previous=None, by="ada", at=datetime.now(UTC), why="", metrics={"loss": metric}
+        )
+
+
 # --- aliases
 
 
@@ -474,6 +512,34 @@ def test_move_is_recomputed_after_a_concurrent_move(store: Store, registry: Regi
         (2, "bob"),
         (3, "ada"),
     ]
+
+
+class OnThreads(Elsewhere):
+    """Records the numbers of the moves that are read, and whether on another thread."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.read: list[tuple[int, bool]] = []
+
+    def get(self, key: str) -> bytes | None:
+        self.read.append((int(Path(key).stem), current_thread() is not main_thread()))
+        return super().get(key)
+
+
+def test_each_move_is_read_once_and_all_of_the_first_reading_in_parallel(home: Path) -> None:
+    def move(moves: Sequence[Move]) -> Move:
+        return Move(alias="champion", version=1, previous=None, by="ada", at=datetime.now(UTC), why=f"{len(moves)}")
+
+    for _ in range(3):
+        AliasLog(open_store(home)).append(move)
+    store = OnThreads(home)
+    log = AliasLog(store)
+    assert [one.why for one in log.follow()] == ["0", "1", "2"]
+    assert sorted(store.read) == [(1, True), (2, True), (3, True), (4, False)]
+    store.read.clear()
+    assert log.append(move).why == "3"
+    assert [one.why for one in log.follow()] == ["0", "1", "2", "3"]
+    assert store.read == [(4, False), (5, False)]
 
 
 def test_reading_unchanged_aliases_takes_one_request(home: Path, bundle_dir: Path) -> None:

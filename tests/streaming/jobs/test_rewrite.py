@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +24,7 @@ from streaming.query import query
 from streaming.settings import Settings
 from streaming.storage.table_features import TableFeatureError
 from streaming.storage.table_log import LiveFile, open_log
-from streaming.storage.tables import BATCHES, LABELS, NO_VALUE, PREDICTIONS, Table
+from streaming.storage.tables import BATCHES, LABELS, NO_VALUE, PREDICTIONS, STATISTICS, Table
 from tests.streaming.history import NOON, commit_batch, quarantined, worker_file
 
 MB = 1024**2
@@ -224,16 +225,57 @@ def test_only_small_files_are_merged_up_to_the_target_size(settings: Settings) -
     assert offsets(settings) == [*range(70), *range(1000, 1004)]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [
+        ([4, 6], [[4, 6]]),  # exactly the target
+        ([4, 7], []),
+        ([11, 5, 1, 9, 2, 1], [[1, 1, 2, 5]]),
+        ([4, 5, 5, 5, 6], [[4, 5], [5, 5]]),
+        ([3, 3, 3, 3, 3, 3], [[3, 3, 3], [3, 3, 3]]),
+    ],
+)
+def test_groups_of_two_files_or_more_are_filled_from_the_smallest(sizes: list[int], groups: list[list[int]]) -> None:
+    files = [LiveFile(f"{number}.parquet", size, 1, {}) for number, size in enumerate(sizes)]
+    assert [[file.bytes for file in group] for group in rewrite._groups(files, 10)] == groups
+
+
+def test_many_groups_are_merged_without_a_conflict_and_without_a_change_of_rows(settings: Settings) -> None:
+    table = quarantine_files(settings, 10)
+    before_ms = int(time.time() * 1000)
+    assert compact(table.place, 2 * max(Path(file).stat().st_size for file in table.files())) is None
+    log = Path(table.place) / "_delta_log"
+    commits = [
+        [json.loads(line) for line in (log / f"{10 + n:020}.json").read_text().splitlines()] for n in range(1, 6)
+    ]
+    changes = [action for commit in commits for action in commit if action.keys() & {"add", "remove"}]
+    assert [next(iter(action)) for action in changes].count("remove") == 10
+    assert not any(fields["dataChange"] for action in changes for fields in action.values())
+    removed = [action["remove"]["deletionTimestamp"] for action in changes if "remove" in action]
+    assert before_ms <= min(removed) <= max(removed) <= time.time() * 1000
+    added = [json.loads(action["add"]["stats"]) for action in changes if "add" in action]
+    assert len(added) == 5
+    assert all({*found["minValues"]} <= {*STATISTICS["quarantine"]} for found in added)
+
+
+def test_copy_without_rows_is_refused(settings: Settings) -> None:
+    table = quarantine_files(settings, 1)
+    log = open_log(table.place)
+    with pytest.raises(ServiceError, match=r"\.parquet should have rows, but has none$"):
+        write_copy(table.place, log.files(), log.data_schema(), lambda rows: rows.slice(0, 0))
+
+
 def test_row_groups_are_merged_up_to_the_size_limit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table(settings.place.tables, "quarantine")
     for number in range(8):
-        rows = [quarantined(settings, 0, 10 * number + at, value=bytes(10_000)) for at in range(10)]
+        value = bytes(10_000 if number else 10)
+        rows = [quarantined(settings, 0, 10 * number + at, value=value) for at in range(10)]
         table.append_files(worker_file(table.place, rows), APP, number)
-    monkeypatch.setattr(rewrite, "ROW_GROUP_BYTES", 250_000)  # two files and a half
+    monkeypatch.setattr(rewrite, "ROW_GROUP_BYTES", 250_000)  # two large files and a half
     assert compact(table.place, 64 * MB) is None
     (file,) = table.files()
     metadata = pq.read_metadata(file)
-    assert [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)] == [30, 30, 20]
+    assert [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)] == [40, 30, 10]
     assert offsets(settings) == list(range(80))
 
 
@@ -288,6 +330,19 @@ def test_table_with_column_mapping_is_refused(settings: Settings) -> None:
             read()
     assert re.search(refusal, compact(table.place, MB) or "")
     assert DeltaTable(table.place).version() == 4
+
+
+def test_table_with_deletion_vectors_is_not_compacted(settings: Settings) -> None:
+    table = quarantine_files(settings, 2)
+    log = Path(table.place) / "_delta_log"
+    first = [json.loads(line) for line in (log / f"{0:020}.json").read_text().splitlines()]
+    (metadata,) = [action["metaData"] for action in first if "metaData" in action]
+    metadata["configuration"]["delta.enableDeletionVectors"] = "true"
+    features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
+    upgrade = [{"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}}, {"metaData": metadata}]
+    (log / f"{3:020}.json").write_text("\n".join(map(json.dumps, upgrade)))
+    assert "uses Delta's deletionVectors, with which files cannot be rewritten" in (compact(table.place, MB) or "")
+    assert DeltaTable(table.place).version() == 3
 
 
 def test_commit_unsupported_by_deltalake_is_refused_immediately(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from streaming.errors import ServiceError
+from streaming.pipeline.answer_value import ANSWERED_TABLES
 from streaming.pipeline.decisions import (
     AnswersDue,
     CountedRange,
@@ -208,13 +209,39 @@ def test_largest_numbers_of_kafka_and_delta_are_read(settings: Settings, decisio
         answers = AnswersDue("a" * 249, "topic-id", ("predictions",), "avro", schema_id)
         expected = replace(largest, answers=answers)
         assert Decision.from_json(expected.to_json(), "it") == expected
+    only = CountedRange("images", 0, 0, most, most)
+    files = {"predictions": (replace(decision.files["predictions"][0], rows=most),)}
+    figures = replace(decision.figures, predicted_rows=most, quarantined={})
+    longest = replace(decision, ranges=(only,), files=files, figures=figures)
+    assert Decision.from_json(longest.to_json(), "it") == longest
     last = replace(decision, number=most, figures=replace(decision.figures, input_bytes=0))
     assert Decision.from_json(last.to_json(), "it") == last
+
+
+def test_smallest_batch_and_partition_without_messages_are_read(settings: Settings) -> None:
+    """Such as the offsets of an aborted transaction."""
+    decision = decision_of(settings, 1, {0: (0, 1), 1: (0, 1)})
+    aborted = replace(decision.ranges[1], rows=0, log_start=0)
+    file = replace(decision.files["predictions"][0], bytes=1, rows=1)
+    smallest = replace(
+        decision,
+        ranges=(decision.ranges[0], aborted),
+        files={"predictions": (file,)},
+        figures=replace(decision.figures, predicted_rows=1),
+        answers=AnswersDue("answers", "topic-id", ANSWERED_TABLES),
+    )
+    assert Decision.from_json(smallest.to_json(), "it") == smallest
 
 
 def test_features_of_other_messages_are_refused(settings: Settings, decision: Decision) -> None:
     files = {**decision.files, "features": decision.files["quarantine"]}
     assert "features of 2 messages, but 4 predicted" in refused(settings, replace(decision, files=files).to_json())
+
+
+def test_first_of_several_problems_is_named(settings: Settings, decision: Decision) -> None:
+    content = content_of(decision)
+    del content["number"], content["nonce"]
+    assert "'number': Field required" in refused(settings, json.dumps(content).encode())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Applying decisions: despite crashes and concurrent processes, each table commits their files exactly once."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -14,12 +14,15 @@ from deltalake import DeltaTable
 from streaming.errors import ServiceError
 from streaming.jobs.audit import audit
 from streaming.jobs.maintain import maintain
-from streaming.pipeline.decisions import DECIDED_TABLES, Decision, Decisions
+from streaming.pipeline.answers_topic import AnswersTopic
+from streaming.pipeline.decisions import DECIDED_TABLES, AnswersDue, Decision, Decisions, ModelVersion
 from streaming.pipeline.finish import Tables, apply, finish_decided
 from streaming.pipeline.positions import Positions
+from streaming.query import query
 from streaming.settings import Settings
+from streaming.storage.files import DataFile
 from streaming.storage.store import open_store
-from tests.streaming.history import QUERY_ID, begin_stream, decision_of
+from tests.streaming.history import NOON, QUERY_ID, SHA256, begin_stream, decision_of
 
 BAD = {3, 14, 25}
 TOPICS = {"images": "topic-id"}
@@ -156,6 +159,107 @@ def test_racing_drivers_write_one_row_per_message(settings: Settings) -> None:
     assert 0 < sum(won for won, _ in results) <= report.batches
 
 
+def test_row_of_a_batch_has_the_figures_of_its_decision(settings: Settings) -> None:
+    decision = decision_of(settings, 1, {0: (10, 14)}, bad={11}, left_out={0: (5, 10)})
+    decision = replace(
+        decision,
+        challenger=ModelVersion(2, "cd" * 32),
+        figures=replace(decision.figures, drift={"psi_max": 0.25}, refused="version 3: damaged"),
+    )
+    apply(decision, tables_of(settings), fresh=True, seconds=lambda: {"batch": 3.0, "decode": 1.5})
+    (row,) = query(settings, "SELECT * FROM batches").to_pylist()
+    del row["committed_at"]
+    range_ = {"topic": "images", "partition": 0}
+    assert row == {
+        "model_version": 1,
+        "bundle_sha256": SHA256,
+        "query_id": QUERY_ID,
+        "batch_id": 1,
+        "challenger_version": 2,
+        "offsets": [range_ | {"start": 10, "end": 14, "rows": 4, "log_start": None}],
+        "left_out": [range_ | {"start": 5, "end": 10}],
+        "topics": [("images", "topic-id")],
+        "input_rows": 4,
+        "predicted_rows": 3,
+        "quarantined_rows": 1,
+        "input_bytes": 4000,
+        "seconds": [("batch", 3.0), ("decode", 1.5)],
+        "refused": "version 3: damaged",
+        "drift": [("psi_max", 0.25)],
+        "started_at": NOON,
+    }
+
+
+def test_batch_without_messages_is_complete_without_files(settings: Settings) -> None:
+    """Such as the offsets of an aborted transaction."""
+    decision = decision_of(settings, 1, {0: (0, 2)})
+    ranges = tuple(replace(one, rows=0, log_start=0) for one in decision.ranges)
+    empty = replace(decision, ranges=ranges, files={}, figures=replace(decision.figures, predicted_rows=0))
+    assert apply(empty, tables_of(settings), fresh=True)
+    assert finish(settings) == Positions(QUERY_ID, 1, {("images", 0): 2}, TOPICS)
+
+
+class Meanwhile(Tables):
+    """Another driver decides batch 1, and commits its predictions, before these tables are compared with `batches`."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.place.tables)
+        self._settings = settings
+
+    def transactions(self, stream: str) -> dict[str, int | None]:
+        if decisions_of(self._settings).read(1) is None:
+            decision = decide(self._settings, 1)
+            self["predictions"].append_files(decision.files["predictions"], QUERY_ID, 1)
+        return super().transactions(stream)
+
+
+def test_batch_decided_by_another_driver_meanwhile_is_finished(settings: Settings) -> None:
+    positions = finish_decided(settings, settings.topic, Meanwhile(settings))
+    assert positions == Positions(QUERY_ID, 1, {("images", 0): 10}, TOPICS)
+    check_complete(settings, 1)
+
+
+# Answers
+
+
+class Sender(AnswersTopic):
+    """Records what is sent, or fails."""
+
+    def __init__(self, settings: Settings, error: Exception | None = None) -> None:
+        super().__init__(settings)
+        self.sent: list[tuple[int, str]] = []
+        self._error = error
+
+    def send(self, decision: Decision, place: str, on_step: Callable[[str], None] = lambda _: None) -> None:
+        if self._error is not None:
+            raise self._error
+        self.sent.append((decision.number, place))
+        on_step("answers")
+
+
+def with_answers(settings: Settings) -> Decision:
+    return replace(decide(settings, 1), answers=AnswersDue("answers", "answers-id", ("predictions",)))
+
+
+def test_answers_are_sent_once_with_the_tables(settings: Settings) -> None:
+    decision, sender, steps = with_answers(settings), Sender(settings), set[str]()
+    tables = Tables(Path(settings.place.tables))
+    assert apply(decision, tables, fresh=True, answers=sender, on_step=steps.add)
+    assert sender.sent == [(1, str(settings.place.tables))]
+    assert steps == {*DECIDED_TABLES, "answers"}
+    assert apply(decision, tables_of(settings), fresh=False, answers=sender)
+    assert apply(decide(settings, 2), tables_of(settings), fresh=True, answers=sender)  # without answers
+    assert len(sender.sent) == 1
+
+
+@pytest.mark.parametrize("error", [None, ServiceError("the broker is away")])
+def test_batch_without_its_answers_is_not_complete(settings: Settings, error: ServiceError | None) -> None:
+    answers = None if error is None else Sender(settings, error)
+    with pytest.raises(ServiceError, match="no sender was given" if error is None else "the broker is away"):
+        apply(with_answers(settings), tables_of(settings), fresh=True, answers=answers)
+    assert tables_of(settings)["batches"].transaction(QUERY_ID) is None
+
+
 # Fencing
 
 
@@ -245,6 +349,24 @@ def test_decision_with_missing_or_truncated_files_is_refused(settings: Settings)
     path.write_bytes(content)
     finish(settings)
     check_complete(settings, 1)
+
+
+def test_missing_file_of_one_table_is_named_if_others_are_committed(settings: Settings) -> None:
+    decision = decide(settings, 1)
+    tables_of(settings)["predictions"].append_files(decision.files["predictions"], QUERY_ID, 1)
+    (path,) = files_of_quarantine(settings, decision)
+    path.unlink()
+    with pytest.raises(ServiceError, match=rf"damaged: quarantine/{path.name} \(missing\); restore"):
+        finish(settings)
+
+
+@pytest.mark.parametrize(("missing", "more"), [(3, ""), (5, " and 2 more")])
+def test_three_of_the_missing_files_are_named(settings: Settings, missing: int, more: str) -> None:
+    decision = decision_of(settings, 1, {0: (0, 1)})
+    files = tuple(DataFile(f"{number}.parquet", 1, 1) for number in range(missing))
+    names = ", ".join(rf"quarantine/{number}\.parquet \(missing\)" for number in range(3))
+    with pytest.raises(ServiceError, match=f"damaged: {names}{more}; restore"):
+        apply(replace(decision, files={"quarantine": files}), tables_of(settings), fresh=False)
 
 
 def test_maintenance_stops_at_a_decision_with_missing_files(settings: Settings) -> None:

@@ -212,6 +212,11 @@ def test_stream_resumes_and_reads_new_partitions_from_the_start() -> None:
     assert (plan.stream, plan.number, plan.topics) == ("id", 5, {"images": "one"})
 
 
+def test_plan_before_the_first_batch() -> None:
+    plan = plan_start(Positions(), topic({0: 0}, {0: 9}), Accept())
+    assert (plan.stream, plan.number, plan.starts) == ("", 0, {("images", 0): 0})
+
+
 def test_starts_and_topics_of_a_plan() -> None:
     plan = plan_start(at({0: 10}), topic({0: 0, 1: 0}, {0: 20, 1: 8}), Accept())
     assert plan.starts == {("images", 0): 10, ("images", 1): 0}
@@ -239,6 +244,13 @@ def test_message_removed_by_retention_is_a_loss_until_accepted() -> None:
 def test_missing_messages_of_a_new_partition_are_a_loss() -> None:
     with pytest.raises(ServiceError, match="partition 1: up to 3 messages are lost, from offset 0 to 2: "):
         plan_start(at({0: 10}), topic({0: 0, 1: 3}, {0: 10, 1: 9}), Accept())
+    plan = plan_start(at({0: 10}), topic({0: 0, 1: 1}, {0: 10, 1: 9}), Accept(loss=True))
+    assert plan.check([OffsetRange("images", 1, 1, 4)]) == [OffsetRange("images", 1, 0, 1)]
+
+
+def test_first_partition_with_a_loss_is_named() -> None:
+    with pytest.raises(ServiceError, match="partition 0: up to 2 messages are lost"):
+        plan_start(at({1: 10, 0: 10}), topic({1: 15, 0: 12}, {1: 20, 0: 20}), Accept())
 
 
 @pytest.mark.parametrize("ends", [{0: 9}, {}], ids=["shorter", "gone"])

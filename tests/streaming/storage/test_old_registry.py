@@ -12,7 +12,7 @@ import pytest
 from models.bundle import GOLDEN, MANIFEST, read_bundle
 from models.errors import ModelError
 from streaming.registry import Registry, open_registry
-from streaming.storage.registry_objects import move_key, version_key
+from streaming.storage.registry_objects import Version, move_key, version_key
 from tests.models.samples import copy_bundle, replace_file, tiny_bundle
 from tests.streaming.killed import killed_at_each_step
 from tests.streaming.stores import Elsewhere
@@ -75,6 +75,21 @@ def test_migrated_registry_works_as_any_other(home: Path, tmp_path: Path) -> Non
     assert files_below(home) == before
     elsewhere = Registry(Elsewhere(home))  # as after copying to a bucket
     assert [elsewhere.read(version) for version in (1, 2, 3)] == [again.read(version) for version in (1, 2, 3)]
+
+
+def test_new_home_stays_empty(tmp_path: Path) -> None:
+    assert open_registry(tmp_path / "new").versions() == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_version_with_an_object_is_not_migrated_again(home: Path) -> None:
+    path = home / version_key(1)
+    path.parent.mkdir()
+    sha256 = (home / "models" / "1.sha256").read_text().strip()
+    path.write_bytes(Version(sha256=sha256, path="1", nonce="of a new registration").to_bytes())
+    before = path.read_bytes()
+    assert open_registry(home).versions() == [1, 2]
+    assert path.read_bytes() == before
 
 
 def test_home_without_a_promotion_is_migrated(home: Path) -> None:

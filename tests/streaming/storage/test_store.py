@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import obstore.store as obstore_store
@@ -21,6 +22,7 @@ from streaming.storage import store_base as store_module
 from streaming.storage.bucket_store import SHARED_VARIABLES, BucketStore, shared_variables
 from streaming.storage.local_store import LocalStore
 from streaming.storage.store import Store, open_store
+from streaming.storage.store_base import check_key
 from streaming.storage.store_errors import StoreAwayError
 from tests.object_store import BUCKET, ObjectStoreServer
 from tests.streaming.racers import run_at_once
@@ -178,6 +180,27 @@ def test_store_that_never_responds_is_unavailable(
         Unreliable(tmp_path, *[request_lost] * 1000).create("one", b"ours")
 
 
+@pytest.mark.parametrize(("choose", "share"), [(min, 0.5), (max, 1)])
+def test_pauses_between_attempts_double_up_to_a_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, choose: Callable[..., float], share: float
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(store_module, "sleep", pauses.append)
+    monkeypatch.setattr(store_module, "random", SimpleNamespace(uniform=choose))
+    assert Unreliable(tmp_path, *[request_lost] * 8).create("one", b"ours")
+    assert pauses == pytest.approx([share * pause for pause in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0)])
+
+
+def test_store_that_does_not_respond_is_asked_for_a_minute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    times = iter([100.0, 100.1, 160.0, 160.1])
+    monkeypatch.setattr(store_module, "sleep", lambda _: None)
+    monkeypatch.setattr(store_module, "monotonic", lambda: next(times))
+    store = Unreliable(tmp_path, *[request_lost] * 9)
+    with pytest.raises(StoreAwayError, match="did not store one within 60 s"):
+        store.create("one", b"ours")
+    assert len(store.faults) == 6  # the attempt at 60 s is not the last one
+
+
 def test_files_of_a_killed_writer_are_ignored(tmp_path: Path) -> None:
     killed = """
 import os, signal, sys
@@ -219,6 +242,18 @@ def test_hostile_key_is_refused(store: Store, tmp_path: Path, key: str) -> None:
             call()
         assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_key_has_at_most_900_bytes_and_is_shown_in_part() -> None:
+    assert check_key("a" * 900) == "a" * 900
+    for key in ("a" * 901, "é" * 451):
+        with pytest.raises(ServiceError) as refused:
+            check_key(key)
+        assert str(refused.value) == f"expected a key such as tables/batches/part-1.parquet, got {key[:100]!r}"
+
+
+def test_store_is_shown_with_its_place(tmp_path: Path) -> None:
+    assert repr(open_store(tmp_path)) == f"LocalStore('{tmp_path}')"
 
 
 @pytest.mark.parametrize(
@@ -325,6 +360,18 @@ def test_overwriting_store_is_detected(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="does not support conditional puts: of 8 writers .* but 9 did"):
         Overwriting(tmp_path).check_conditional()
     assert keys(open_store(tmp_path)) == []
+
+
+def test_store_that_once_creates_an_existing_object_is_detected(tmp_path: Path) -> None:
+    class Late(LocalStore):
+        def _put_if_absent(self, key: str, data: bytes) -> bool:
+            if data == b"late" and key.endswith("-3"):
+                self.put(key, data)
+                return True
+            return super()._put_if_absent(key, data)
+
+    with pytest.raises(ServiceError, match="of 8 writers of one new object exactly one must succeed, but 2 did"):
+        Late(tmp_path).check_conditional()
 
 
 def test_executors_share_regions_and_servers_but_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
