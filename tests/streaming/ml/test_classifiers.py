@@ -14,7 +14,6 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
 import streaming.ml
-from models.arrays import Features
 from models.backbone import ExportedBackbone
 from models.errors import ModelError
 from models.scorer import Head
@@ -49,11 +48,6 @@ def rows(spark: SparkSession, digits: Digits) -> DataFrame:
     return spark.createDataFrame(table).withColumn("vector", array_to_vector("numbers")).persist()
 
 
-def probabilities_of(rows: DataFrame) -> Features:
-    found = rows.orderBy("id").select(vector_to_array(F.col("probability"), "float32").alias("values")).collect()
-    return np.array([row["values"] for row in found], np.float32)
-
-
 @pytest.mark.parametrize("column", ["image", "numbers", "vector"])
 def test_images_and_features_get_the_predictions_of_the_model(
     rows: DataFrame, bundle: Path, digits: Digits, head: Head, column: str
@@ -62,8 +56,9 @@ def test_images_and_features_get_the_predictions_of_the_model(
     found = scorer.transform(rows)
     assert found.schema == scorer.transformSchema(rows.schema)
     expected = head.probabilities(digits.features)
-    np.testing.assert_allclose(probabilities_of(found), expected, atol=1e-6)
-    answers = found.orderBy("id").select("prediction", "predictedLabel").collect()
+    values = vector_to_array("probability", "float32").alias("values")
+    answers = found.orderBy("id").select(values, "prediction", "predictedLabel").collect()
+    np.testing.assert_allclose([row["values"] for row in answers], expected, atol=1e-6)
     best = expected.argmax(axis=1)
     assert [int(row["prediction"]) for row in answers] == best.tolist()
     assert [row["predictedLabel"] for row in answers] == [head.classes[position] for position in best]
