@@ -132,7 +132,7 @@ def spark_session(
             raise ServiceError(
                 f"Spark did not start ({_cause_from_log(error, log, before)}); its log: {log}"
             ) from error
-    # As for SQL functions. Otherwise RDD operations, such as those of a data frame of a list, start workers of their own.
+    # As for SQL functions. Otherwise, RDD operations (a data frame of a list, for example) start separate workers.
     spark.sparkContext.environment["SPARK_SIMPLIFIED_TRACEBACK"] = "1"
     try:
         with _failures_of_jobs(log, settings.driver_memory):
