@@ -99,7 +99,6 @@ def test_augmented_copies_are_fitted_on_but_do_not_choose_the_threshold(
         return best_threshold(scores, aim)
 
     monkeypatch.setattr(choose_threshold, "best_threshold", spy)
-    monkeypatch.setattr(choose_threshold, "FOLDS", 2)  # a fit less; `fitted` has three
     rows = training.withColumn("augmentation", F.lit(None).cast("int"))
     copies = training.where("label = 'present'").withColumn("augmentation", F.lit(0))
     found = with_threshold(fitted, rows.union(copies), OPTIONS)
