@@ -488,7 +488,7 @@ def test_folder_may_be_created_by_another_process_meanwhile(tmp_path: Path, monk
         return is_dir(path)
 
     monkeypatch.setattr(Path, "is_dir", not_yet)
-    assert store.create("a/b", b"one")
+    store.put("a/b", b"one")
     assert missing == []
 
 
@@ -558,6 +558,12 @@ def test_account_of_azure_is_required_and_its_key_not_shown(monkeypatch: pytest.
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "no base64!")
     with pytest.raises(ServiceError, match=r"^az://bucket cannot be opened: AZURE_STORAGE_ACCOUNT_KEY is not a valid"):
         open_store("az://bucket")
+
+
+def test_bucket_without_its_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(ServiceError, match="^s3:// needs the package obstore: pip install obstore$"):
+        open_store("s3://never-opened-before")
 
 
 def test_error_of_a_bucket_is_shortened_to_its_first_line() -> None:
