@@ -286,6 +286,7 @@ def test_output_is_writable_by_arrow(store: Store, tmp_path: Path) -> None:
     with store.open_output("t/part-1.parquet") as output:
         pq.write_table(rows, output)
         position = output.tell()
+    assert output.closed
     (one,) = store.list("t")
     assert (one.key, one.bytes) == ("t/part-1.parquet", position)
     stored = store.get("t/part-1.parquet")
@@ -548,6 +549,19 @@ def test_unencrypted_requests_are_allowed_only_to_an_endpoint_with_http(monkeypa
     assert not bucket_module.allows_http("s3")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "HTTP://host:9000")
     assert [bucket_module.allows_http(scheme) for scheme in ("s3", "gs", "az")] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "option", "allowed"),
+    [("https://host", "false", False), ("http://host", "false", True), ("https://host", "true", True)],
+)
+def test_client_of_a_bucket_allows_http_by_its_endpoint_or_option(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, option: str, allowed: bool
+) -> None:
+    without_cloud_variables(monkeypatch)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    client = bucket_module.open_bucket("s3://bucket", {"aws_allow_http": option})._client
+    assert str(client.client_options["allow_http"]).lower() == str(allowed).lower()
 
 
 def test_account_of_azure_is_required_and_its_key_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
