@@ -10,7 +10,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from streaming.jobs import audit as module
-from streaming.jobs.audit import AuditReport, ProblemKind, Span, audit
+from streaming.jobs.audit import AuditReport, Compared, ProblemKind, Span, audit
 from streaming.settings import Settings
 from streaming.storage.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
 from tests.streaming.history import QUERY_ID, SHA256, commit_batch, prediction, quarantined
@@ -400,3 +400,22 @@ def test_message_quarantined_twice_is_a_repeat(settings: Settings) -> None:
     row = pa.Table.from_pylist([quarantined(settings, 0, 103) | lineage], schema=QUARANTINE)
     write_deltalake(settings.place.table("quarantine"), row, mode="append")
     assert ranges(audit(settings), ProblemKind.REPEAT) == [(103, 103)]
+
+
+def test_report_without_problems_is_clean_and_counts_nothing() -> None:
+    report = AuditReport()
+    assert report.clean is True
+    assert (report.batches, report.predicted, report.quarantined, report.erased) == (0, 0, 0, 0)
+    assert "searched" not in repr(report)
+    assert Span("images", 0, 3, 9, 7, 2) == Span("images", 0, 3, 9, 7, 2, holes=0, proven=0)
+    assert Compared("images", 0) == Compared("images", 0, first=None, last=None, held=0, rows=0, note="")
+
+
+def test_at_most_1000_problems_of_a_kind_are_listed_and_all_are_counted() -> None:
+    report = AuditReport()
+    for number in range(1_001):
+        report.add(ProblemKind.GAP, f"{number}", number=number)
+    report.add(ProblemKind.OVERLAP, "another kind")
+    assert report.counts == {ProblemKind.GAP: 1_001, ProblemKind.OVERLAP: 1}
+    assert [one.text for one in report.problems] == [*(f"{number}" for number in range(1_000)), "another kind"]
+    assert not report.clean
