@@ -10,7 +10,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from streaming.jobs import audit as module
-from streaming.jobs.audit import AuditReport, ProblemKind, Span, audit
+from streaming.jobs.audit import AuditReport, Compared, ProblemKind, Span, audit
 from streaming.settings import Settings
 from streaming.storage.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
 from tests.streaming.history import QUERY_ID, SHA256, commit_batch, prediction, quarantined
@@ -230,6 +230,12 @@ def test_missing_row_next_to_holes_is_found(with_holes: Settings) -> None:
     assert "no row for 1 messages of offsets 3 to 6" in gap.text
 
 
+def test_missing_rows_on_both_sides_of_holes_are_found(with_holes: Settings) -> None:
+    delete(with_holes, "offset in (1, 6)")
+    (gap,) = [problem for problem in audit(with_holes).problems if problem.kind is ProblemKind.GAP]
+    assert "no row for 2 messages of offsets 1 to 6" in gap.text
+
+
 def test_row_in_a_hole_is_found(with_holes: Settings) -> None:
     predict(with_holes, 3, batch_id=1)
     assert audit(with_holes).counts == {ProblemKind.ACCOUNT: 1}
@@ -369,7 +375,7 @@ def test_accepted_loss_does_not_hide_later_gaps(tmp_path: Path) -> None:
 # Repeats
 
 
-@pytest.mark.parametrize("window", [1, 2, 7, 10, 29, 30, 1000])
+@pytest.mark.parametrize("window", [0, 1, 2, 7, 10, 29, 30, 1000])
 def test_repeats_are_found_once_for_any_window_size(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
@@ -395,8 +401,30 @@ def test_repeated_row_at_either_end_of_a_batch_does_not_hide_a_gap(settings: Set
     assert ranges(report, ProblemKind.GAP) == [(115, 115)]
 
 
+def test_gaps_of_a_batch_with_several_repeats_are_named_once(settings: Settings) -> None:
+    delete(settings, "offset in (115, 118)")
+    predict(settings, 110, 117, batch_id=1)
+    report = audit(settings)
+    assert ranges(report, ProblemKind.REPEAT) == [(110, 110), (117, 117)]
+    assert ranges(report, ProblemKind.GAP) == [(115, 115), (118, 118)]
+
+
+def test_repeated_row_next_to_holes_without_a_loss_is_no_gap(with_holes: Settings) -> None:
+    predict(with_holes, 7, batch_id=1)
+    assert audit(with_holes).counts == {ProblemKind.ACCOUNT: 1, ProblemKind.REPEAT: 1}
+
+
 def test_message_quarantined_twice_is_a_repeat(settings: Settings) -> None:
     lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": 0}
     row = pa.Table.from_pylist([quarantined(settings, 0, 103) | lineage], schema=QUARANTINE)
     write_deltalake(settings.place.table("quarantine"), row, mode="append")
     assert ranges(audit(settings), ProblemKind.REPEAT) == [(103, 103)]
+
+
+def test_report_without_problems_is_clean_and_counts_nothing() -> None:
+    report = AuditReport()
+    assert report.clean is True
+    assert (report.batches, report.predicted, report.quarantined, report.erased) == (0, 0, 0, 0)
+    assert "searched" not in repr(report)
+    assert Span("images", 0, 3, 9, 7, 2) == Span("images", 0, 3, 9, 7, 2, holes=0, proven=0)
+    assert Compared("images", 0) == Compared("images", 0, first=None, last=None, held=0, rows=0, note="")

@@ -286,6 +286,7 @@ def test_output_is_writable_by_arrow(store: Store, tmp_path: Path) -> None:
     with store.open_output("t/part-1.parquet") as output:
         pq.write_table(rows, output)
         position = output.tell()
+    assert output.closed
     (one,) = store.list("t")
     assert (one.key, one.bytes) == ("t/part-1.parquet", position)
     stored = store.get("t/part-1.parquet")
@@ -488,7 +489,7 @@ def test_folder_may_be_created_by_another_process_meanwhile(tmp_path: Path, monk
         return is_dir(path)
 
     monkeypatch.setattr(Path, "is_dir", not_yet)
-    assert store.create("a/b", b"one")
+    store.put("a/b", b"one")
     assert missing == []
 
 
@@ -550,6 +551,19 @@ def test_unencrypted_requests_are_allowed_only_to_an_endpoint_with_http(monkeypa
     assert [bucket_module.allows_http(scheme) for scheme in ("s3", "gs", "az")] == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "option", "allowed"),
+    [("https://host", "false", False), ("http://host", "false", True), ("https://host", "true", True)],
+)
+def test_client_of_a_bucket_allows_http_by_its_endpoint_or_option(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, option: str, allowed: bool
+) -> None:
+    without_cloud_variables(monkeypatch)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    client = bucket_module.open_bucket("s3://bucket", {"aws_allow_http": option})._client
+    assert str(client.client_options["allow_http"]).lower() == str(allowed).lower()
+
+
 def test_account_of_azure_is_required_and_its_key_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     without_cloud_variables(monkeypatch)
     with pytest.raises(ServiceError, match=r"^az://bucket cannot be opened: set AZURE_STORAGE_ACCOUNT_NAME$"):
@@ -558,6 +572,12 @@ def test_account_of_azure_is_required_and_its_key_not_shown(monkeypatch: pytest.
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "no base64!")
     with pytest.raises(ServiceError, match=r"^az://bucket cannot be opened: AZURE_STORAGE_ACCOUNT_KEY is not a valid"):
         open_store("az://bucket")
+
+
+def test_bucket_without_its_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(ServiceError, match="^s3:// needs the package obstore: pip install obstore$"):
+        open_store("s3://never-opened-before")
 
 
 def test_error_of_a_bucket_is_shortened_to_its_first_line() -> None:
