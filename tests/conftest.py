@@ -74,10 +74,13 @@ gc.disable()  # during collection, which allocates many objects and leaves no ga
 SPARK = SharedSpark()
 DAEMON = "spark.python.daemon.module"
 TRAINED_ITERATIONS = 10  # of the classifier of the shared model and its retrainings; each is a Spark job
-# Files that take minutes: they start first, so that no process runs one alone at the end.
+# Files that take minutes: they start first, so that no process runs one alone at the end. The second to the fourth need
+# no JVM: in a new checkout, the first creates the class data archives meanwhile.
 LONGEST_FIRST = (
     "tests/faults/test_kill.py",
     "tests/models/test_backbone_contract.py",
+    "tests/test_docs.py",
+    "tests/streaming/jobs/test_audit_rules.py",
     "tests/test_demo.py",
     "tests/streaming/distributed/test_train_cnn.py",
     "tests/streaming/distributed/test_trainer.py",
