@@ -103,11 +103,14 @@ class LocalStore(Store):
 
     def fetch(self, key: str, to: Path) -> None:
         path = self._path(key)
-        with replaced_when_complete(to) as temporary, local_errors("read", path):
-            try:
-                shutil.copyfile(path, temporary)
-            except FileNotFoundError as error:
-                raise NotFoundError(f"{path} does not exist") from error
+        with replaced_when_complete(to) as temporary:
+            with local_errors("write", to):
+                temporary.touch()
+            with local_errors("read", path):
+                try:
+                    shutil.copyfile(path, temporary)
+                except FileNotFoundError as error:
+                    raise NotFoundError(f"{path} does not exist") from error
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import obstore.store as obstore_store
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from obstore.exceptions import NotSupportedError
 
 from streaming.errors import ServiceError
 from streaming.storage import bucket_store as bucket_module
@@ -586,3 +588,19 @@ def test_bucket_without_its_package_is_reported(monkeypatch: pytest.MonkeyPatch)
 def test_error_of_a_bucket_is_shortened_to_its_first_line() -> None:
     assert bucket_module._first_line(ValueError("first\nsecond\nthird")) == "first"
     assert bucket_module._first_line(ValueError("x" * 400)) == "x" * 300
+
+
+def test_unwritable_target_of_a_fetch_is_reported_with_its_path(store: Store, tmp_path: Path) -> None:
+    store.put("a", b"one")
+    target = tmp_path / "missing" / "file"
+    with pytest.raises(ServiceError, match=f"^cannot write {re.escape(str(target))}: No such file or directory$"):
+        store.fetch("a", target)
+
+
+def test_bucket_without_an_operation_is_refused_in_one_line() -> None:
+    def put(*_: Any, **__: Any) -> None:
+        raise NotSupportedError("conditional puts\nare not supported")
+
+    store = BucketStore("s3://bucket/home", SimpleNamespace(put=put))  # type: ignore[arg-type]
+    with pytest.raises(ServiceError, match=r"^s3://bucket/home cannot be used as a store: conditional puts$"):
+        store.put("a", b"one")
