@@ -50,8 +50,14 @@ TARGETS = (
     ),
     Target("streaming/jobs/rewrite.py", ("tests/streaming/jobs/test_rewrite.py",)),
     Target("streaming/storage/store_base.py", ("tests/streaming/storage/test_store.py",)),
-    Target("streaming/storage/local_store.py", ("tests/streaming/storage/test_store.py",)),
-    Target("streaming/storage/bucket_store.py", ("tests/streaming/storage/test_store.py",)),
+    Target(
+        "streaming/storage/local_store.py",
+        ("tests/streaming/storage/test_local_store.py", "tests/streaming/storage/test_store.py"),
+    ),
+    Target(
+        "streaming/storage/bucket_store.py",
+        ("tests/streaming/storage/test_bucket_store.py", "tests/streaming/storage/test_store.py"),
+    ),
     Target("streaming/storage/table_log.py", ("tests/streaming/storage/test_table_log.py",)),
     Target("streaming/storage/tables.py", ("tests/streaming/storage/test_tables.py",)),
     Target(

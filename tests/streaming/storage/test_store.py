@@ -9,7 +9,6 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +17,8 @@ import obstore.store as obstore_store
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from obstore.exceptions import NotSupportedError
 
 from streaming.errors import ServiceError
-from streaming.storage import bucket_store as bucket_module
 from streaming.storage import store_base as store_module
 from streaming.storage.bucket_store import SHARED_VARIABLES, BucketStore, shared_variables
 from streaming.storage.local_store import LocalStore
@@ -323,6 +320,13 @@ def test_fetching_a_missing_key_leaves_no_file(store: Store, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+def test_unwritable_target_of_a_fetch_is_reported_with_its_path(store: Store, tmp_path: Path) -> None:
+    store.put("a", b"one")
+    target = tmp_path / "missing" / "file"
+    with pytest.raises(ServiceError, match=f"^cannot write {re.escape(str(target))}: No such file or directory$"):
+        store.fetch("a", target)
+
+
 def test_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "state.json")
     with pytest.raises(ServiceError, match=r"state\.json should be a regular file"):
@@ -414,193 +418,3 @@ def test_unresponsive_bucket_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> 
 def test_unknown_bucket_option_is_refused() -> None:
     with pytest.raises(ServiceError, match="^s3://bucket cannot be opened: "):
         open_store("s3://bucket", {"no_such_option": "1"})
-
-
-# A local folder
-
-
-@pytest.fixture
-def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """The files and folders synced to disk, with the sizes of the files; temporary files as `.part`."""
-    found: list[tuple[str, int]] = []
-
-    def record(descriptor: int) -> None:
-        path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        found.append((path.suffix or path.name, 0 if path.is_dir() else path.stat().st_size))
-
-    monkeypatch.setattr(os, "fsync", record)
-    return found
-
-
-def opened_below(folder: Path) -> list[Path]:
-    """The files and folders that this process has open."""
-    found = []
-    for link in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # of this listing itself
-            found.append(link.readlink())
-    return [path for path in found if path.is_relative_to(folder)]
-
-
-def test_files_and_their_folders_are_synced_and_closed(tmp_path: Path, synced: list[tuple[str, int]]) -> None:
-    root, store = tmp_path / "root", open_store(tmp_path / "root")
-    root.mkdir()
-    assert store.create("a/b/c", b"one")
-    assert synced == [("root", 0), ("a", 0), (".part", 3), ("b", 0)]
-    synced.clear()
-    store.put("a/b/c", b"three")
-    assert synced == [(".part", 5), ("b", 0)]
-    synced.clear()
-    with store.open_output("a/b/d") as output:
-        output.write(b"four")
-    assert synced == [("d", 4)]
-    assert store.get("a") is None
-    assert not opened_below(root)
-
-
-def test_unreadable_or_unwritable_key_is_reported_with_its_path(tmp_path: Path) -> None:
-    store, key = open_store(tmp_path), "a" * 300  # longer than a file's name may be
-    calls: list[tuple[str, Callable[[], Any]]] = [
-        *(("read", call) for call in (lambda: store.get(key), lambda: store.head(key, 1), lambda: store.size(key))),
-        *(("write", call) for call in (lambda: store._put_if_absent(key, b""), lambda: store.put(f"{key}/b", b""))),
-        ("write", lambda: store.open_output(key)),
-        ("delete", lambda: store.delete([key])),
-        ("read", lambda: store.fetch(key, tmp_path / "to")),
-        *(("list", call) for call in (lambda: list(store.list(key)), lambda: store.folders(key))),
-    ]
-    for verb, call in calls:
-        with pytest.raises(StoreAwayError, match=rf"cannot {verb} {tmp_path}/{key}.*: File name too long"):
-            call()
-
-
-def test_listing_omits_files_deleted_meanwhile(tmp_path: Path) -> None:
-    for number in range(20):
-        (tmp_path / f"gone-{number}").symlink_to(tmp_path / "nothing")
-        (tmp_path / f"here-{number}").touch()
-        (tmp_path / f"folder-{number}").mkdir()
-    assert keys(open_store(tmp_path)) == sorted(f"here-{number}" for number in range(20))
-
-
-def test_folder_may_be_created_by_another_process_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a").mkdir()
-    store, missing, is_dir = open_store(tmp_path), [tmp_path / "a"], Path.is_dir
-
-    def not_yet(path: Path) -> bool:
-        if path in missing:
-            missing.remove(path)
-            return False
-        return is_dir(path)
-
-    monkeypatch.setattr(Path, "is_dir", not_yet)
-    store.put("a/b", b"one")
-    assert missing == []
-
-
-# A bucket
-
-
-def failing_bucket(code: str) -> Store:
-    class Missing:
-        def __getattr__(self, _: str) -> Callable[..., Any]:
-            def fail(*_: Any, **__: Any) -> Any:
-                raise FileNotFoundError(f"<Code>{code}</Code>")
-
-            return fail
-
-    return BucketStore("s3://bucket/home", Missing())
-
-
-def test_missing_bucket_is_distinguished_from_a_missing_object(tmp_path: Path) -> None:
-    def calls(store: Store) -> list[Callable[[], Any]]:
-        return [lambda: store.get("a"), lambda: store.head("a", 1), lambda: store.size("a")]
-
-    assert [call() for call in calls(failing_bucket("NoSuchKey"))] == [None, None, None]
-    store = failing_bucket("NoSuchBucket")
-    for call in (*calls(store), lambda: store.fetch("a", tmp_path / "to")):
-        with pytest.raises(ServiceError, match=r"^the bucket of s3://bucket/home does not exist"):
-            call()
-
-
-def without_cloud_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(bucket_module.CLOUD_VARIABLES):
-            monkeypatch.delenv(name)
-
-
-def test_client_of_a_bucket_is_shared_until_the_variables_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_cloud_variables(monkeypatch)
-    one, same = (bucket_module.open_bucket(f"s3://bucket/{prefix}", {"region": "x"}) for prefix in ("a", "b"))
-    assert one._client is same._client
-    monkeypatch.setenv("AWS_REGION", "y")
-    assert bucket_module.open_bucket("s3://bucket/a", {"region": "x"})._client is not one._client
-
-
-WITH_CREDENTIALS = "http://user:word@host"  # pragma: allowlist secret
-
-
-@pytest.mark.parametrize("endpoint", ["host:9000", WITH_CREDENTIALS, "ftp://host", "http://"])
-def test_invalid_endpoint_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    without_cloud_variables(monkeypatch)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    with pytest.raises(ServiceError, match="^AWS_ENDPOINT_URL: expected http://HOST:PORT or https://HOST, without"):
-        open_store("s3://bucket/home")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://host/path")
-    open_store("s3://bucket/home")
-
-
-def test_unencrypted_requests_are_allowed_only_to_an_endpoint_with_http(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_cloud_variables(monkeypatch)
-    assert not bucket_module.allows_http("s3")
-    monkeypatch.setenv("AWS_ENDPOINT", "https://host")
-    assert not bucket_module.allows_http("s3")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "HTTP://host:9000")
-    assert [bucket_module.allows_http(scheme) for scheme in ("s3", "gs", "az")] == [True, False, False]
-
-
-@pytest.mark.parametrize(
-    ("endpoint", "option", "allowed"),
-    [("https://host", "false", False), ("http://host", "false", True), ("https://host", "true", True)],
-)
-def test_client_of_a_bucket_allows_http_by_its_endpoint_or_option(
-    monkeypatch: pytest.MonkeyPatch, endpoint: str, option: str, allowed: bool
-) -> None:
-    without_cloud_variables(monkeypatch)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    client = bucket_module.open_bucket("s3://bucket", {"aws_allow_http": option})._client
-    assert str(client.client_options["allow_http"]).lower() == str(allowed).lower()
-
-
-def test_account_of_azure_is_required_and_its_key_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_cloud_variables(monkeypatch)
-    with pytest.raises(ServiceError, match=r"^az://bucket cannot be opened: set AZURE_STORAGE_ACCOUNT_NAME$"):
-        open_store("az://bucket")
-    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
-    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "no base64!")
-    with pytest.raises(ServiceError, match=r"^az://bucket cannot be opened: AZURE_STORAGE_ACCOUNT_KEY is not a valid"):
-        open_store("az://bucket")
-
-
-def test_bucket_without_its_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "obstore.store", None)
-    with pytest.raises(ServiceError, match="^s3:// needs the package obstore: pip install obstore$"):
-        open_store("s3://never-opened-before")
-
-
-def test_error_of_a_bucket_is_shortened_to_its_first_line() -> None:
-    assert bucket_module._first_line(ValueError("first\nsecond\nthird")) == "first"
-    assert bucket_module._first_line(ValueError("x" * 400)) == "x" * 300
-
-
-def test_unwritable_target_of_a_fetch_is_reported_with_its_path(store: Store, tmp_path: Path) -> None:
-    store.put("a", b"one")
-    target = tmp_path / "missing" / "file"
-    with pytest.raises(ServiceError, match=f"^cannot write {re.escape(str(target))}: No such file or directory$"):
-        store.fetch("a", target)
-
-
-def test_bucket_without_an_operation_is_refused_in_one_line() -> None:
-    def put(*_: Any, **__: Any) -> None:
-        raise NotSupportedError("conditional puts\nare not supported")
-
-    store = BucketStore("s3://bucket/home", SimpleNamespace(put=put))  # type: ignore[arg-type]
-    with pytest.raises(ServiceError, match=r"^s3://bucket/home cannot be used as a store: conditional puts$"):
-        store.put("a", b"one")
