@@ -163,18 +163,18 @@ def _broker_archive(java: Path) -> Path:
         command = [sys.executable, "-c", TYPICAL_BROKER, str(SET_UP), f"-XX:ArchiveClassesAtExit={archive}"]
         subprocess.run(command, cwd=CHECKOUT, check=True)
 
-    made_of = f"{broker_classpath(SET_UP / 'jars')} {BROKER_OPTIONS} {TYPICAL_BROKER}"
-    return _class_archive("broker-tests", java, made_of, create)
+    content = f"{broker_classpath(SET_UP / 'jars')} {BROKER_OPTIONS} {TYPICAL_BROKER}"
+    return _class_archive("broker-tests", java, content, create)
 
 
-def _class_archive(name: str, java: Path, made_of: str, create: Callable[[Path], None]) -> Path:
-    """A class data archive in the checkout, which `create` writes if it does not exist for this JVM and `made_of`.
+def _class_archive(name: str, java: Path, content: str, create: Callable[[Path], None]) -> Path:
+    """A class data archive in the checkout, which `create` writes if it does not exist for this JVM and `content`.
 
     A JVM that cannot use it loads the classes from the jars. Source: "Class Data Sharing" in the manual of `java`.
     """
     release = java.resolve().parents[1] / "release"  # a JVM ignores an archive of any other build
     build = release.read_text(encoding="utf-8") if release.is_file() else ""
-    key = hashlib.sha256(f"{java.resolve()} {build} {made_of}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{java.resolve()} {build} {content}".encode()).hexdigest()[:12]
     archive = SET_UP / f"{name}-{key}.jsa"
     if not archive.exists():
         for old in SET_UP.glob(f"{name}-*.jsa"):

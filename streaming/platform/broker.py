@@ -132,7 +132,8 @@ def stop_broker(settings: Settings, timeout_s: float = STOP_TIMEOUT_S) -> bool:
             process.kill()
             if not _ends(process, timeout_s):
                 raise UnavailableError(
-                    f"the broker, process {process.pid}, still runs {timeout_s:.0f} s after SIGKILL: check its disk"
+                    f"the broker, process {process.pid}, is still running {timeout_s:.0f} s after SIGKILL: "
+                    "check its disk"
                 )
     return True
 

@@ -167,7 +167,7 @@ def _failures_of_jobs(log: Path, memory: str) -> Iterator[None]:
 
 
 def _read_log(log: Path, before: int) -> bytes:
-    """The end of the log, starting at byte `before` or later; empty if there is no log."""
+    """The log from byte `before`, limited to its last MAX_LOG_BYTES bytes; empty if there is no log."""
     if not log.exists():
         return b""
     with log.open("rb") as file:

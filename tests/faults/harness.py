@@ -123,6 +123,14 @@ def wait_until(condition: Callable[[], bool], describe: Callable[[], str], timeo
         time.sleep(POLL_S)
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended, although its parent may not have waited for it yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @dataclass
 class Stream:
     """A process that runs the stream; `kill` is the protocol step and the batch number at which it kills itself."""
