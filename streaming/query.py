@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TIMEOUT_S = 60.0
+INTERRUPT_EVERY_S = 0.1
 BATCH_ROWS = 10_000
 WORD = re.compile(r"\w+")
 ENTRY = re.compile(r"/([0-9]{20})\.json$")
@@ -118,8 +119,8 @@ class _Limit:
         self.timeout_s = timeout_s
         self.passed = False
         self._connection = connection
-        self._timer = threading.Timer(timeout_s, self._interrupt)
-        self._timer.daemon = True
+        self._ended = threading.Event()
+        self._timer = threading.Thread(target=self._watch, daemon=True)
         self._timer.start()
         self._worker = ThreadPoolExecutor(1)
 
@@ -133,13 +134,17 @@ class _Limit:
             raise
 
     def cancel(self) -> None:
-        self._timer.cancel()
+        self._ended.set()
         self._timer.join()  # a connection must not be interrupted while it is being closed
         self._worker.shutdown()
 
-    def _interrupt(self) -> None:
+    def _watch(self) -> None:
+        if self._ended.wait(self.timeout_s):
+            return
         self.passed = True
         self._connection.interrupt()
+        while not self._ended.wait(INTERRUPT_EVERY_S):  # no effect on a statement that starts later
+            self._connection.interrupt()
 
 
 class _Views:

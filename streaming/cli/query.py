@@ -65,11 +65,13 @@ def query(
     """
     from streaming.query_process import open_guarded_query
 
-    ask = partial(open_guarded_query, settings_of(context), timeout_s=timeout_s, at=_time_of(at))
+    start = partial(open_guarded_query, settings_of(context), at=_time_of(at))
+    ask = partial(start, timeout_s=timeout_s)
     if sql is None and sys.stdin.isatty() and sys.stdout.isatty():
-        from streaming.cli.query_shell import run_shell
+        from streaming.cli.query_shell import columns_of, run_shell
 
-        run_shell(ask, settings_of(context).work_dir / "query_history")
+        # Not within the user's limit, which a busy machine may exceed before the first prompt.
+        run_shell(ask, columns_of(start), settings_of(context).work_dir / "query_history")
         return
     _answer(
         partial(ask, _from_stdin() if sql is None else sql),

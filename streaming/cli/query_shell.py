@@ -39,13 +39,11 @@ KEYWORDS = (
 COLUMNS_SQL = "SELECT table_name, column_name FROM information_schema.columns ORDER BY table_name, ordinal_position"
 
 
-def run_shell(ask: RunQuery, history: Path) -> None:
+def run_shell(ask: RunQuery, tables: Mapping[str, Sequence[str]], history: Path) -> None:
     """Read and run statements until Ctrl-D or `\\q`; a statement that fails is reported on one line.
 
-    Raises:
-        ServiceError: there are no tables.
+    `tables` are the column names of every table, for completion.
     """
-    tables = columns_of(ask)
     _keep_private(history)
     session: PromptSession[str] = PromptSession(
         PROMPT,
@@ -142,7 +140,11 @@ class SqlCompleter(Completer):
 
 
 def columns_of(ask: RunQuery) -> dict[str, list[str]]:
-    """Return the column names of every table."""
+    """Return the column names of every table.
+
+    Raises:
+        ServiceError: there are no tables.
+    """
     tables: dict[str, list[str]] = {}
     with ask(COLUMNS_SQL) as reader:
         for batch in reader:

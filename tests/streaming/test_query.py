@@ -5,8 +5,10 @@ import io
 import json
 import subprocess
 import sys
+import time
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -187,6 +189,18 @@ def test_query_is_cancelled_at_the_time_limit(settings: Settings) -> None:
     endless = "SELECT count(*) FROM range(100_000_000) a, range(100_000_000) b WHERE a.range <> b.range"
     with pytest.raises(ServiceError, match=r"longer than 0\.2 s"):
         query(settings, endless, timeout_s=0.2)
+
+
+def test_time_limit_that_expires_before_the_query_starts_cancels_it(settings: Settings) -> None:
+    endless = "SELECT sum(sqrt(range)) FROM range(100000000000)"
+
+    def slow_fill(views: Any, sql: str) -> None:  # as while files are copied from a bucket
+        time.sleep(0.3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streaming.query._Views.fill", slow_fill)
+        with pytest.raises(ServiceError, match=r"longer than 0\.1 s"):
+            query(settings, endless, timeout_s=0.1)
 
 
 def test_query_fails_at_the_memory_limit(settings: Settings) -> None:
