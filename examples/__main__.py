@@ -107,7 +107,7 @@ def run(name: str, home: Path) -> Run:
         with subprocess.Popen(command) as process, MemoryWatch(process.pid) as memory:
             code = process.wait()
         outcome = json.loads(Path(file.name).read_bytes()) if code == 0 else None
-    return Run(name, outcome, perf_counter() - clock, memory.peak, memory.java_peak)
+    return Run(name, outcome, perf_counter() - clock, memory.peak, memory.peaks.java)
 
 
 def write_docs(runs: list[Run]) -> None:

@@ -93,4 +93,4 @@ def test_peak_memory_includes_child_processes() -> None:
     with subprocess.Popen([sys.executable, "-c", parent]) as process, MemoryWatch(process.pid) as memory:
         process.wait()
     assert 80e6 < memory.peak < 400e6
-    assert memory.java_peak == 0
+    assert memory.peaks.java == 0

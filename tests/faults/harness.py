@@ -323,52 +323,6 @@ def _run_here(settings: Settings, options: StreamOptions, events: StreamEvents, 
         drained.ended = True
 
 
-def _proportional_set(pid: int) -> int:
-    """Bytes as summed by the kernel, because summing the mappings of a JVM is slow; 0 for an ended process."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
-
-
-class MemoryWatch:
-    """Samples the memory of a process and its descendants, Java and Python separately, until the block ends.
-
-    Proportional set sizes: memory shared by forked workers counts once.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self.samples: list[tuple[float, int, int]] = []  # time, bytes of Java, bytes of Python
-        self._pid = pid
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.25):
-            java = python = 0
-            try:
-                root = psutil.Process(self._pid)
-                for process in (root, *root.children(recursive=True)):
-                    size = _proportional_set(process.pid)
-                    java, python = (java + size, python) if "java" in process.name() else (java, python + size)
-            except psutil.Error:  # one of them has just ended
-                continue
-            self.samples.append((time.time(), java, python))
-
-    def peak_mb(self) -> tuple[float, float]:
-        """The peaks of Java and of Python, in MB."""
-        return max(one[1] for one in self.samples) / 1e6, max(one[2] for one in self.samples) / 1e6
-
-
 def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
     """Query the tables with deltalake only; tables in a bucket are copied first."""
     home = settings.place

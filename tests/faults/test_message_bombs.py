@@ -6,13 +6,14 @@ from pathlib import Path
 
 from kafka import KafkaProducer
 
+from examples.memory import MemoryWatch, Sample
 from models.bundle import read_bundle
 from streaming.images.dataset import digit_images
 from streaming.jobs.audit import audit
 from streaming.pipeline.preflight import needed_bytes, with_fixed_heap
 from streaming.settings import Settings
 from tests.conftest import imagestream
-from tests.faults.harness import TIMEOUT_S, MemoryWatch, Stream, drain, rows
+from tests.faults.harness import TIMEOUT_S, Stream, drain, rows
 from tests.faults.record_batches import gzip_bomb, produce, zstd_bomb
 from tests.forms import Record
 from tests.producer.topics import create_topic
@@ -49,11 +50,11 @@ def test_batch_that_crashes_the_jvm_twice_is_read_outside_it(service: Settings, 
                 assert error == 0
                 bombs.append(offset)
     crashes = 0
-    peaks: list[tuple[float, float]] = []
+    peaks: list[Sample] = []
     for _ in range(3):
         with Stream(service, until_drained=True) as stream, MemoryWatch(stream.process.pid) as watch:
             code = stream.process.wait(TIMEOUT_S)
-        peaks.append(watch.peak_mb())
+        peaks.append(watch.peaks)
         crashes += code != 0
         if not code:
             break
@@ -73,7 +74,7 @@ def test_batch_that_crashes_the_jvm_twice_is_read_outside_it(service: Settings, 
     assert imagestream(service, "audit", "--broker")["clean"]
     assert imagestream(service, "replay", "--dry-run")["wanted"] == 0  # no bytes to send
 
-    java, python = max(peaks, key=sum)
+    java, python = (size / 1e6 for size in max(peaks, key=sum))
     bundle = sum(len(content) for content in read_bundle(bundle_folder(Path(service.home), 1)).files.values())
     needed = needed_bytes(with_fixed_heap(service)[0], bundle, os.cpu_count() or 1) / 1e6
     peak = f"{java:,.0f} + {python:,.0f}"

@@ -4,11 +4,12 @@ from random import Random
 
 import pytest
 
+from examples.memory import MemoryWatch
 from models.decode import BadImage, decode
 from streaming.settings import Settings
 from tests.conftest import NewService
 from tests.faults.bombs import BOMBS
-from tests.faults.harness import MemoryWatch, Sent, Stream, check_exactly_once, drain, rows, send
+from tests.faults.harness import Sent, Stream, check_exactly_once, drain, rows, send
 from tests.faults.poison import BAD, GOOD, Kind, samples
 from tests.forms import Form, Record
 
@@ -54,11 +55,11 @@ def test_bad_messages_are_quarantined_and_the_query_continues(
     (found,) = rows(poisoned, "SELECT count(*) AS n, count(DISTINCT reason) AS reasons FROM quarantine")
     record("poison: quarantined, correct reason", "all", f"{found['n']:,}, {found['reasons']} reasons")
     if form(True, False):
-        peak = watch.peak_mb()
-        record("poison: peak memory", "", f"Java {peak[0]:,.0f} MB, Python {peak[1]:,.0f} MB")
+        peak = watch.peaks
+        record("poison: peak memory", "", f"Java {peak.java / 1e6:,.0f} MB, Python {peak.others / 1e6:,.0f} MB")
         for what, heavy in (("equally large images", HEAVY_GOOD), ("small images only", ())):
             clean = new_service()
             sent = send(clean, samples(rng, good=2 * count, bad=0, heavy=heavy))
             other = _watched(clean, sent)
-            java, python = (one - another for one, another in zip(peak, other.peak_mb(), strict=True))
+            java, python = ((one - another) / 1e6 for one, another in zip(peak, other.peaks, strict=True))
             record(f"poison: over a clean run of {what}", "≤ 64 MB", f"Java {java:+.0f} MB, Python {python:+.0f} MB")

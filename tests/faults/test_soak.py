@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
+from examples.memory import MemoryWatch
 from streaming.jobs.maintain import maintain
 from streaming.pipeline.decisions import KEPT
 from streaming.pipeline.finish import Tables, apply
@@ -21,7 +22,6 @@ from streaming.settings import Settings
 from tests.conftest import NewService
 from tests.faults.harness import (
     Drained,
-    MemoryWatch,
     Sent,
     Stream,
     check_exactly_once,
@@ -98,7 +98,7 @@ def _in_a_process(settings: Settings, size: int, _: int, record: Record) -> Run:
     intervals = [later - earlier for earlier, later in pairwise(commits)]
     ratio = median(intervals[-quarter:]) / median(intervals[:quarter])
     record("soak: last quarter's batch time / first's", "≤ 1.1", f"{ratio:.2f}")
-    memory = [(java + python) / 1e6 for _, java, python in watch.samples]
+    memory = [(one.java + one.others) / 1e6 for one in watch.samples]
     quarter = max(1, len(memory) // 4)
     first, last = mean(memory[:quarter]), mean(memory[-quarter:])
     record("soak: memory, first and last quarter", "constant", f"{first:,.0f} MB, {last:,.0f} MB")

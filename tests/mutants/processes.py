@@ -13,12 +13,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, process_time, sleep
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.mutants.targets import PROCESSES, SERVICES, Target
@@ -153,15 +155,27 @@ def run_all(jobs: Sequence[Job], processes: int, output: Path | None = None) -> 
                     _, status = os.waitpid(pid, 0)
                 if done or timed_out:
                     del running[pid]
-                    shutil.rmtree(scratch, ignore_errors=True)
                     code = os.waitstatus_to_exitcode(status)
-                    yield one.key, Ended(code, timed_out or code in CPU_LIMIT_SIGNALS)
+                    ended = Ended(code, timed_out or code in CPU_LIMIT_SIGNALS)
+                    if ended.timed_out:
+                        _kill_servers(scratch)
+                    shutil.rmtree(scratch, ignore_errors=True)
+                    yield one.key, ended
             sleep(0.02)
     finally:
         for pid, (_, _, scratch) in running.items():
             os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+            _kill_servers(scratch)
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _kill_servers(scratch: Path) -> None:
+    """Kill servers in other sessions that a killed job has left running with files in its folder."""
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(scratch) in word for word in process.info["cmdline"] or ()):
+            with suppress(psutil.Error):
+                process.kill()
 
 
 def _fork(one: Job, scratch: Path, output: Path) -> int:
