@@ -184,7 +184,7 @@ def _jpeg(data: bytes, lead: str | None, size: tuple[int, int], max_pixels: int)
     tables = b"".join(kept)
     return Header(
         data if len(tables) == scans_at and scans.end == len(data) else tables + data[scans_at : scans.end],
-        cheap=single and scans.n == 1 and not scans.cut and pixels <= min(_CHEAP_PIXELS, max_pixels),
+        cheap=single and scans.n == 1 and not scans.cut and pixels <= _CHEAP_PIXELS,
         orientation=orientation or 1,
         damage=lead or scans.damage,
         cut=scans.cut,
@@ -311,13 +311,13 @@ def _gif_excess(data: bytes, max_pixels: int) -> str | None:
     blocks = 0
     while data[at] == 0x21:  # noqa: PLR2004  an extension
         at += 2
-        while data[at]:
-            at += 1 + data[at]
+        length = 1
+        while length:  # an empty block is the last one of an extension
+            length = data[at]
+            at += 1 + length
             blocks += 1
             if blocks > MAX_GIF_BLOCKS:
                 return f"more than {MAX_GIF_BLOCKS} blocks before its first frame"
-        blocks += 1
-        at += 1
     width, height = screen_width, screen_height
     if data[at] == 0x2C:  # noqa: PLR2004  a frame
         left, top, frame_width, frame_height = struct.unpack_from("<4H", data, at + 1)

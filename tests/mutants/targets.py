@@ -72,7 +72,10 @@ TARGETS = (
     Target("streaming/storage/old_registry.py", ("tests/streaming/storage/test_old_registry.py",)),
     Target("models/decode.py", ("tests/models/test_decode_limits.py", "tests/models/test_decode.py")),
     Target("models/pixels.py", ("tests/models/test_decode_limits.py", "tests/models/test_decode.py")),
-    Target("models/image_header.py", ("tests/models/test_damaged.py", "tests/models/test_decode.py")),
+    Target(
+        "models/image_header.py",
+        ("tests/models/test_image_header.py", "tests/models/test_damaged.py", "tests/models/test_decode.py"),
+    ),
     Target("producer/read.py", ("tests/producer/test_read.py",)),
     Target("producer/message.py", ("tests/producer/test_message.py", "tests/producer/test_read.py")),
     Target(

@@ -50,6 +50,19 @@ def test_files_and_their_folders_are_synced_and_closed(tmp_path: Path, synced: l
     assert not opened_below(root)
 
 
+def test_no_temporary_file_remains(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "home")
+    assert store.create("one", b"first")
+    assert not store.create("one", b"second")
+    store.put("one", b"third")
+    store.fetch("one", tmp_path / "copy")
+    store.open_output("two").close()
+    (tmp_path / "home" / "folder").mkdir()
+    with pytest.raises(StoreAwayError):
+        store.put("folder", b"")
+    assert {path.name for path in tmp_path.rglob("*")} == {"home", "one", "two", "folder", "copy"}
+
+
 def test_unreadable_or_unwritable_key_is_reported_with_its_path(tmp_path: Path) -> None:
     store, key = open_store(tmp_path), "a" * 300  # longer than a file's name may be
     calls: list[tuple[str, Callable[[], Any]]] = [

@@ -76,6 +76,13 @@ def test_second_create_changes_nothing(store: Store) -> None:
     assert store.get("one") == b"first"
 
 
+def test_undisputed_create_reads_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "get", None)
+        assert store.create("one", b"first")
+    assert store.get("one") == b"first"
+
+
 def test_one_of_several_threads_creates_a_key(store: Store) -> None:
     for number in range(5):
         barrier, won = threading.Barrier(8), []
