@@ -59,7 +59,7 @@ def test_usual_names_differ_from_those_of_pillow() -> None:
     assert [name_of(one) for one in ("HEIF", "JXL", "PNG")] == ["HEIC", "JPEG XL", "PNG"]
 
 
-def test_format_without_limits_of_its_own_is_passed_on() -> None:
+def test_format_without_limits_is_passed_on() -> None:
     data = b"\0\0\0\x18ftypavif" + bytes(12)
     assert header(data) == Header(data)
 
