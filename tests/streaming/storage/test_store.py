@@ -329,9 +329,11 @@ def test_fetching_a_missing_key_leaves_no_file(store: Store, tmp_path: Path) -> 
 
 def test_unwritable_target_of_a_fetch_is_reported_with_its_path(store: Store, tmp_path: Path) -> None:
     store.put("a", b"one")
-    target = tmp_path / "missing" / "file"
-    with pytest.raises(ServiceError, match=f"^cannot write {re.escape(str(target))}: No such file or directory$"):
-        store.fetch("a", target)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for target, why in ((tmp_path / "missing" / "file", "No such file or directory"), (folder, "Is a directory")):
+        with pytest.raises(ServiceError, match=f"^cannot write {re.escape(str(target))}: {why}$"):
+            store.fetch("a", target)
 
 
 def test_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
