@@ -260,6 +260,31 @@ def test_batch_without_its_answers_is_not_complete(settings: Settings, error: Se
     assert tables_of(settings)["batches"].transaction(QUERY_ID) is None
 
 
+def test_given_sender_is_used_by_all_decided_batches(settings: Settings) -> None:
+    sender = Sender(settings)
+    first = replace(
+        decision_of(settings, 1, {0: (0, 10)}), answers=AnswersDue("answers", "answers-id", ("predictions",))
+    )
+    assert decisions_of(settings).decide(first)
+    positions = finish_decided(settings, settings.topic, tables_of(settings), sender)
+    assert positions == Positions(QUERY_ID, 1, {("images", 0): 10}, TOPICS)
+    assert sender.sent == [(1, str(settings.place.tables))]
+
+
+@pytest.mark.parametrize("table", ["predictions", "quarantine"])
+def test_batch_whose_commit_to_a_table_fails_is_not_complete(settings: Settings, table: str) -> None:
+    decision = decide(settings, 1)
+    (file,) = decision.files[table]
+    path = Path(settings.place.table(table)) / file.path
+    away = path.rename(path.with_name("away"))  # as if it were on the disk of another machine
+    with pytest.raises(ServiceError, match="written for this commit but does not exist"):
+        apply(decision, tables_of(settings), fresh=True)
+    assert tables_of(settings)["batches"].transaction(QUERY_ID) is None
+    away.rename(path)
+    assert finish(settings) == Positions(QUERY_ID, 1, {("images", 0): 10}, TOPICS)
+    check_complete(settings, 1)
+
+
 # Fencing
 
 
