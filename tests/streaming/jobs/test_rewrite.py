@@ -279,6 +279,18 @@ def test_row_groups_are_merged_up_to_the_size_limit(settings: Settings, monkeypa
     assert offsets(settings) == list(range(80))
 
 
+@pytest.mark.parametrize(("more_bytes", "groups"), [(0, [2, 2, 2]), (1, [3, 3])])
+def test_row_group_is_written_when_it_reaches_the_size_limit(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, more_bytes: int, groups: list[int]
+) -> None:
+    table = quarantine_files(settings, 1)
+    place, schema = table.place, open_log(table.place).data_schema()
+    paths = [file.path for file in open_log(place).files()] * 6
+    (whole,) = rewrite._row_groups(place, paths, schema)
+    monkeypatch.setattr(rewrite, "ROW_GROUP_BYTES", whole.nbytes // 3 + more_bytes)  # two files
+    assert [rows.num_rows for rows in rewrite._row_groups(place, paths, schema)] == [10 * files for files in groups]
+
+
 def test_file_of_an_older_schema_is_merged(settings: Settings) -> None:
     older = pa.schema([field for field in LABELS if field.name != "by"])
     directory = Path(settings.place.tables) / "labels"
