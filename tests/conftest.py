@@ -5,8 +5,10 @@ import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
@@ -212,6 +214,14 @@ def bucket_service(
     """Like `service`, with the home in a bucket."""
     with service_in_bucket(object_store, broker, trained, tmp_path / "work") as settings:
         yield settings
+
+
+def suspend(pid: int) -> None:
+    """Stop a process, and wait until each of its threads has stopped, which takes a while on a busy machine."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{pid}/task")
+    while not all(stat.read_text().rpartition(") ")[2].startswith("T") for stat in threads.glob("*/stat")):
+        time.sleep(0.01)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ with TemporaryDirectory() as folder:
         with closing(KafkaProducer(bootstrap_servers=address, transactional_id="one")) as producer:
             producer.init_transactions()
             producer.begin_transaction()
-            producer.send("typical", b"value").get(60)
+            producer.send("typical", b"value").get(300)
             producer.commit_transaction()
         group = {"group_id": "one", "auto_offset_reset": "earliest", "consumer_timeout_ms": 60_000}
         with closing(KafkaConsumer("typical", bootstrap_servers=address, **group)) as consumer:

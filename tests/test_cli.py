@@ -27,7 +27,7 @@ def imagestream(home: Path, *arguments: str | Path, **environment: str) -> subpr
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("IMAGESTREAM_")}
     command = [sys.executable, "-m", "streaming", "--home", str(home), *map(str, arguments)]
     return subprocess.run(
-        command, env=inherited | environment, capture_output=True, text=True, check=False, timeout=120
+        command, env=inherited | environment, capture_output=True, text=True, check=False, timeout=300
     )
 
 

@@ -219,7 +219,7 @@ def test_first_secrets_are_random_private_and_created_once(tmp_path: Path) -> No
         script = script.replace(f'"{folder}/', f'"{tmp_path}{folder}/')
     contents = []
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
         files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
         copy = files.pop(1)
         assert [path.name for path in files] == ["spark-defaults.conf", "dashboard-token", "gateway-api-key"]
@@ -296,7 +296,7 @@ def make_secrets(heading: str, folder: Path) -> Path:
     steps = re.search(r"^    mkdir -m 700.*?^    chmod[^\n#]*", text, re.MULTILINE | re.DOTALL)
     assert steps
     script = "\n".join(line.removeprefix("    ") for line in steps[0].splitlines())
-    subprocess.run(["bash", "-ec", script], cwd=folder, capture_output=True, check=True, timeout=60)  # noqa: S607
+    subprocess.run(["bash", "-ec", script], cwd=folder, capture_output=True, check=True, timeout=300)  # noqa: S607
     return folder / "secrets"
 
 

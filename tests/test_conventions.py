@@ -177,7 +177,7 @@ def test_sigterm_stops_process_1_of_a_container(home: Path) -> None:
         assert outer.stdout.readline() == "the last line\n"
         (first,) = psutil.Process(outer.pid).children()
         first.send_signal(signal.SIGTERM)
-        assert outer.wait(30) == 0
+        assert outer.wait(300) == 0
         assert outer.stderr
         assert outer.stderr.read() == ""
 

@@ -187,7 +187,7 @@ def test_executor_process_connects_to_its_driver(executor: dict[str, Any], tmp_p
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     port = re.search(r":(\d+)$", given["SPARK_DRIVER_URL"])
     assert port

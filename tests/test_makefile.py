@@ -28,7 +28,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def make(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["make", "--no-print-directory", *arguments]
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=300)
 
 
 def set_up(directory: Path) -> None:

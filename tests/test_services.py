@@ -23,6 +23,6 @@ def test_interrupted_run_leaves_no_broker_behind(jars_dir: Path, tmp_path: Path)
         wait_until(lambda: state.is_file() and run.poll() is None, lambda: "no test started the broker")
         broker = psutil.Process(json.loads(state.read_text(encoding="utf-8"))["pid"])
         run.send_signal(signal.SIGINT)
-        output, _ = run.communicate(timeout=120)
+        output, _ = run.communicate(timeout=300)
     assert run.returncode == 2, output  # pytest's exit code for an interrupted run
     assert has_ended(broker.pid), output

@@ -31,7 +31,7 @@ from tests.services import QUICK_JVM
 
 IMAGES = 300
 PER_BATCH = 60
-PATIENCE_S = 90.0
+PATIENCE_S = 600.0
 LOOPBACK = "127.0.0.1"
 HANDSHAKE = "known-to-the-cluster-of-the-topology-test"  # spark.authenticate.secret
 API_KEY = "a key of the topology test"  # pragma: allowlist secret
@@ -230,7 +230,7 @@ def test_killed_spark_worker_loses_no_image(bucket_service: Settings, tmp_path: 
         wait_for("the dashboard", lambda: httpx.get(f"http://{LOOPBACK}:{page_port}").is_success, logs)
         assert stream.poll() is None
         stream.terminate()
-        assert stream.wait(60) == 0, (logs / "stream.log").read_text(errors="replace")[-3000:]
+        assert stream.wait(PATIENCE_S) == 0, (logs / "stream.log").read_text(errors="replace")[-3000:]
 
     assert imagestream(service, "audit")["clean"] is True
     assert rows(service) == IMAGES + 1

@@ -79,7 +79,7 @@ def send(settings: Settings, samples: Iterable[Sample]) -> Sent:
 
     def wait_for_pending() -> None:
         for sample, future in pending:
-            metadata = future.get(60)
+            metadata = future.get(300)
             sent[metadata.partition, metadata.offset] = Expected.of(sample)
         pending.clear()
 
@@ -107,7 +107,7 @@ def send_in_transactions(settings: Settings, samples: Sequence[Sample], size: in
             for part, commit in ((batch[:2], False), (batch, True)):
                 producer.begin_transaction()
                 pending = [producer.send(settings.topic, one.value, one.key, one.headers) for one in part]
-                positions = [(metadata.partition, metadata.offset) for metadata in (one.get(60) for one in pending)]
+                positions = [(metadata.partition, metadata.offset) for metadata in (one.get(300) for one in pending)]
                 producer.commit_transaction() if commit else producer.abort_transaction()
                 if commit:
                     sent |= zip(positions, map(Expected.of, part), strict=True)

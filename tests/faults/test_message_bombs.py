@@ -44,7 +44,7 @@ def test_batch_that_crashes_the_jvm_twice_is_read_outside_it(service: Settings, 
     bombs: list[int] = []
     with closing(KafkaProducer(bootstrap_servers=servers)) as producer:
         for bomb in [*BOMBS.values(), None]:
-            good += [producer.send(service.topic, next(images)).get(30).offset for _ in range(2)]
+            good += [producer.send(service.topic, next(images)).get(300).offset for _ in range(2)]
             if bomb is not None:
                 error, offset = produce(servers, service.topic, 0, bomb())
                 assert error == 0
@@ -98,7 +98,7 @@ def test_timestamp_out_of_sparks_range_does_not_stop_the_stream(service: Setting
     image = next(iter(digit_images(1, 300)))[2]
     with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as producer:
         for time_ms in times:
-            producer.send(service.topic, image, timestamp_ms=time_ms).get(30)
+            producer.send(service.topic, image, timestamp_ms=time_ms).get(300)
     drained = drain(service)
     assert "reading it message by message" in drained.troubles[-1]
     found = rows(service, 'SELECT timestamp_ms, published_at IS NULL AS unknown FROM predictions ORDER BY "offset"')

@@ -58,14 +58,14 @@ def sent_by_librdkafka(settings: Settings, image: bytes) -> Sent:
         images = [(b"camera", image, [("ce_id", f"{kind}{number}".encode()), *NOTES]) for number in range(4)]
         sent += send(producer, kind, [*images, (None, b"\1\2\3", []), (b"tombstone", None, [])])
     producer = Producer(common | {"compression.codec": "lz4", "transactional.id": f"librdkafka-{settings.topic}"})
-    producer.init_transactions(30)
+    producer.init_transactions(300)
     for number in range(3):
         producer.begin_transaction()
         places = send(producer, TRANSACTION, [(None, image, []), (b"", image, [])])
         if number == 1:
-            producer.abort_transaction(30)
+            producer.abort_transaction(300)
         else:
-            producer.commit_transaction(30)
+            producer.commit_transaction(300)
             sent += places
     return sent
 

@@ -155,7 +155,7 @@ def test_engine_in_a_forked_worker_gives_the_same_features_in_bounded_memory(
 ) -> None:
     np.save(tmp_path / "images.npy", images)
     arguments = [str(backbone.flatbuffer), str(tmp_path / "images.npy"), str(tmp_path / "answer.npz")]
-    subprocess.run([sys.executable, "-c", FORKED, *arguments], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", FORKED, *arguments], check=True, timeout=300)
     answer = np.load(tmp_path / "answer.npz")
     np.testing.assert_array_equal(answer["features"], features)
     # The file, XNNPACK's packed copy of its weights, and the activations of one image.

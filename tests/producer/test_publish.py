@@ -19,7 +19,7 @@ from producer.errors import PublishError
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES, read_headers
 from streaming.platform.broker import bootstrap_servers, running_broker
 from streaming.settings import Settings
-from tests.conftest import command_here
+from tests.conftest import command_here, suspend
 from tests.producer.topics import create_topic, messages
 
 JPEG = b"\xff\xd8\xff"
@@ -166,7 +166,7 @@ def test_files_in_flight_are_reported_if_the_broker_stops_responding(
 
     def pause(progress: producer.Progress) -> None:
         if progress.done == 1:
-            os.kill(state.pid, signal.SIGSTOP)
+            suspend(state.pid)
 
     try:
         summary = publish_files(["photos"], bootstrap_servers=state.address, topic=topic, on_progress=pause)

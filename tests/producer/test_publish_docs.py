@@ -89,7 +89,7 @@ def test_java_example_publishes_an_equivalent_message(
     (tmp_path / "Publish.java").write_text("\n".join(lines))
     (tmp_path / "cat.jpg").write_bytes(JPEG)
     command = [str(java), "-cp", broker_classpath(broker.jars_dir), "Publish.java"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     (sent,) = messages(servers, topic)
     expected = contract.build_message(JPEG, "cat.jpg", label="cat")

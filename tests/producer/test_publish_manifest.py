@@ -154,7 +154,7 @@ def test_command_publishes_a_csv_or_standard_input_and_reports_missing_files(bro
     command = [sys.executable, "-m", "streaming", "publish", "--bootstrap-servers", servers, "--topic", topic]
 
     done = subprocess.run(
-        [*command, "--from-csv", str(tmp_path / "list.csv")], capture_output=True, text=True, check=False, timeout=60
+        [*command, "--from-csv", str(tmp_path / "list.csv")], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 1
     assert "sent 2 of 5 files" in done.stdout
@@ -171,7 +171,7 @@ def test_command_publishes_a_csv_or_standard_input_and_reports_missing_files(bro
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "sent 2 of 2 files" in done.stdout

@@ -11,7 +11,7 @@ from producer.message import MAX_MESSAGE_BYTES
 def messages(servers: str, topic: str) -> list[Any]:
     """The messages of the topic by partition, as kafka-python returns them."""
     consumer = KafkaConsumer(
-        bootstrap_servers=servers, consumer_timeout_ms=5000, max_partition_fetch_bytes=MAX_MESSAGE_BYTES
+        bootstrap_servers=servers, consumer_timeout_ms=300_000, max_partition_fetch_bytes=MAX_MESSAGE_BYTES
     )
     try:
         partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]

@@ -57,7 +57,7 @@ def command(folder: Path, *arguments: str | Path, **variables: str) -> subproces
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=600,
     )
 
 

@@ -206,7 +206,7 @@ def test_process_does_not_load_spark_and_stops_on_sigterm(settings: Settings, ph
         assert process.stderr is not None
         lines = list(islice(process.stdout, 20))
         process.send_signal(signal.SIGTERM)
-        rest, err = process.communicate(timeout=60)
+        rest, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "stopped by SIGTERM; the rows written so far are complete" in err
     assert len(lines) + len(rest.splitlines()) < MANY

@@ -25,7 +25,7 @@ from tests.faults.harness import wait_until
 from tests.streaming.history import commit_batch
 
 TABLES = {"labels": ["image_id", "label", "by"], "predictions": ["image_id", "label", "confidence"]}
-PATIENCE_S = 60
+PATIENCE_S = 300
 RED = "\x1b[31m"
 
 

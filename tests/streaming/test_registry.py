@@ -133,7 +133,7 @@ def in_three_processes(target: Callable[..., None], *arguments: object) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0, 0]
 
 

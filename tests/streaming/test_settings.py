@@ -210,7 +210,7 @@ def test_processes_of_the_demo_read_the_same_file(folder: Path) -> None:
     file = write(folder / "etc" / "own.toml", 'home = "data"\ntopic = "photos"\n')
     settings = read_settings(config=file)
     command = demo_command(settings, "config", "show", "--json", "settings.json")
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     found = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     assert found["topic"] == {"value": "photos", "from": f"{file}: topic"}
     assert found["home"] == {"value": str(folder / "etc" / "data"), "from": "--home"}

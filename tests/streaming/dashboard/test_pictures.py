@@ -26,7 +26,7 @@ def published(broker: Settings) -> tuple[Settings, list[ImageRef]]:
     references = []
     for data in [*(data for _, _, data in digit_images(30)), HOSTILE]:
         image_id = hashlib.sha256(data).hexdigest()
-        metadata = producer.send(settings.topic, data, key=image_id.encode()).get(timeout=30)
+        metadata = producer.send(settings.topic, data, key=image_id.encode()).get(timeout=300)
         references.append(ImageRef(settings.topic, metadata.partition, metadata.offset, image_id))
     producer.close()
     return settings, references

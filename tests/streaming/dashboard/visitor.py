@@ -49,7 +49,7 @@ def running_dashboard(settings: Settings, *arguments: str, **environment: str) -
         assert found, line + log.read_text()
         yield found[0]
         process.terminate()
-        assert process.wait(60) == 0, log.read_text()
+        assert process.wait(300) == 0, log.read_text()
         assert "Traceback" not in log.read_text()
     finally:
         process.kill()

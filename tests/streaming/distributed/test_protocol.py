@@ -117,7 +117,7 @@ def test_only_peers_with_the_token_are_accepted(theirs: bytes, accepted: bool) -
             assert accepted
         except LostPeerError:
             assert not accepted
-        thread.join(10)
+        thread.join(300)
     assert outcome == (["in"] if accepted else ["the other end does not know the token"])
 
 

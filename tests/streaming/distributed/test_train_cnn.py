@@ -18,7 +18,7 @@ from models.scorer import check_golden, load_scorer
 from streaming.distributed.checkpoint import read_checkpoint
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from tests.conftest import environment_of, imagestream
+from tests.conftest import environment_of, imagestream, suspend
 
 SIDE = 64
 NETWORK = ("--input-size", SIDE, "--workers", 1, "--batch-size", 32, "--learning-rate", 0.002)
@@ -104,11 +104,12 @@ def _suspend_and_interrupt(settings: Settings, faces: Path, copy: Path) -> str:
             assert reported[-1].startswith("epoch "), reported  # no end, and no messages of TensorFlow
         if epochs == 2:
             os.killpg(running.pid, signal.SIGSTOP)
+            suspend(running.pid)
             shutil.copytree(settings.work_dir / "train-cnn", copy)
             os.killpg(running.pid, signal.SIGCONT)
     os.killpg(running.pid, signal.SIGINT)
     output = running.stderr.read()
-    assert running.wait(60) == 130
+    assert running.wait(300) == 130
     return output
 
 

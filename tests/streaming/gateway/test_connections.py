@@ -43,7 +43,7 @@ def served(home: Path, *keys: str, log_format: str | None = None) -> Iterator[in
 
 
 def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=30)
+    return socket.create_connection(("127.0.0.1", port), timeout=300)
 
 
 def response_to(port: int, request: bytes) -> bytes:
@@ -61,7 +61,7 @@ def test_thousand_idle_connections_block_no_request(tmp_path: Path) -> None:
         for _ in range(1_000):
             stack.enter_context(closing(connect(port)))
         started = monotonic()
-        assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=300).status_code == 200
         print(f"answered with 1,000 idle connections in {monotonic() - started:.3f} s")
 
 
@@ -83,7 +83,7 @@ def test_connection_without_headers_is_closed(tmp_path: Path, monkeypatch: pytes
 def test_header_timeout_does_not_close_an_active_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEADER_TIMEOUT_S", 0.2)
     with served(tmp_path) as port:
-        found = httpx.get(f"http://127.0.0.1:{port}/predictions/{'0' * 64}?wait=1", timeout=30)
+        found = httpx.get(f"http://127.0.0.1:{port}/predictions/{'0' * 64}?wait=1", timeout=300)
         assert found.status_code == 404
 
 
@@ -92,7 +92,7 @@ def test_oldest_idle_connection_is_closed_first(tmp_path: Path, monkeypatch: pyt
     wait = f"GET /predictions/{'0' * 64}?wait=2 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     with served(tmp_path) as port, closing(connect(port)) as busy, closing(connect(port)) as idle:
         busy.sendall(wait)
-        httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30)  # then the request of `busy` is being processed
+        httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=300)  # then the request of `busy` is being processed
         with closing(connect(port)), closing(connect(port)):
             assert idle.recv(100) == b""
             assert busy.recv(65_536).startswith(b"HTTP/1.1 404")
@@ -127,7 +127,7 @@ def test_chunked_body_of_a_gigabyte_is_refused_in_constant_memory(
             pass
         assert psutil.Process().memory_info().rss - before < 64 * 1024**2
         assert sent < 1_000
-        assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=300).status_code == 200
 
 
 def test_early_refusal_is_readable_and_closes_the_connection(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_addresses_of_one_host_count_as_one() -> None:
 
 
 def test_client_refused_before_the_end_of_its_body_can_continue(tmp_path: Path) -> None:
-    with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
         for _ in range(3):
             refused = client.post("/images", content=bytes(100_000), headers={"Content-Type": "image/jpeg"})
             assert refused.status_code == 401

@@ -34,6 +34,7 @@ from streaming.gateway.service import Broker
 from streaming.platform.broker import bootstrap_servers, running_broker
 from streaming.settings import Settings
 from streaming.storage.tables import SCHEMAS, Table
+from tests.conftest import suspend
 from tests.producer.topics import messages
 
 JPEG = b"\xff\xd8\xff"
@@ -67,7 +68,7 @@ def served(settings: Settings, broker: Broker, key: str | None = None) -> Iterat
         try:
             limits = httpx.Limits(max_connections=200)
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            with httpx.Client(base_url=url, timeout=60, limits=limits) as client:
+            with httpx.Client(base_url=url, timeout=300, limits=limits) as client:
                 yield client
         finally:
             server.should_exit = True
@@ -393,7 +394,7 @@ def test_unresponsive_broker_is_reported_until_it_recovers(home: Settings, fragi
     with closing(sender), served(home, Broker(MAX_BYTES, sender.send, sender.answers, SHORT_TIMEOUT_S)) as client:
         assert client.post("/images", content=JPEG + b"before", headers=JPEG_TYPE).status_code == 202
         assert client.get("/readyz").status_code == 200
-        os.kill(state.pid, signal.SIGSTOP)
+        suspend(state.pid)
         try:
             response = client.post("/images", content=JPEG + b"during", headers=JPEG_TYPE)
             assert (response.status_code, response.headers["Retry-After"]) == (503, "5")

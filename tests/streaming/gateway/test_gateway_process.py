@@ -69,9 +69,9 @@ def test_shutdown_finishes_the_upload_in_progress(
                 refused = True
         yield image[5_000:]
 
-    response = httpx.post(f"{url}/images", content=slowly(), headers=JPEG_TYPE, timeout=30)
+    response = httpx.post(f"{url}/images", content=slowly(), headers=JPEG_TYPE, timeout=300)
     assert response.status_code == 202
-    assert running.wait(30) == 0
+    assert running.wait(300) == 0
     assert running.stderr is not None
     assert running.stderr.read() == ""
     assert message_at(messages(bootstrap_servers(broker), topic), response.json()).value == image

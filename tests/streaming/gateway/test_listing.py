@@ -123,7 +123,7 @@ def test_labels_over_http_equal_those_of_the_command(tmp_path: Path) -> None:
     append(settings, "predictions", rows)
     given = [("2.jpg", "dog"), ("1.jpg", "dog"), ("3.jpg", "dog"), ("2.jpg ", "")]
     body = {"key": "name", "by": "ada", "labels": [{"image": image, "label": label} for image, label in given]}
-    with served(tmp_path) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", timeout=60) as client:
+    with served(tmp_path) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", timeout=300) as client:
         response = client.post("/labels", json=body).json()
         assert (response["added"], response["left_out"]) == (1, {EMPTY: 1, AMBIGUOUS: 1, UNKNOWN: 1})
         assert response["examples"][AMBIGUOUS] == ["1.jpg"]

@@ -31,7 +31,7 @@ def settings(broker: Settings, tmp_path: Path) -> Settings:
         closing(KafkaProducer(bootstrap_servers=servers, transactional_id=topic)) as aborting,
     ):
         for _ in range(5):
-            plain.send(topic, b"image").get(30)
+            plain.send(topic, b"image").get(300)
         aborting.init_transactions()
         aborting.begin_transaction()
         for _ in range(2):
@@ -44,7 +44,7 @@ def settings(broker: Settings, tmp_path: Path) -> Settings:
         )
         offsets.close()
         for _ in range(2):
-            plain.send(topic, b"image").get(30)
+            plain.send(topic, b"image").get(300)
     commit_batch(settings, 1, {0: (0, 5)})
     commit_batch(settings, 2, {0: (5, 10)}, holes={5, 6, 7})
     return settings
@@ -72,7 +72,7 @@ def test_message_without_a_row_is_reported_even_in_a_recorded_hole(settings: Set
     commit_batch(settings, 3, {0: (10, 13)}, holes={11})
     with closing(KafkaProducer(bootstrap_servers=settings.bootstrap_servers)) as producer:
         for _ in range(3):
-            producer.send(settings.topic, b"image").get(30)
+            producer.send(settings.topic, b"image").get(300)
     assert audit(settings).clean
     DeltaTable(settings.place.table("predictions")).delete("offset IN (2, 3)")
     report = audit_with_broker(settings)

@@ -12,7 +12,7 @@ from deltalake import DeltaTable, write_deltalake
 from streaming.jobs import audit as module
 from streaming.jobs.audit import AuditReport, Compared, ProblemKind, Span, audit
 from streaming.settings import Settings
-from streaming.storage.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
+from streaming.storage.tables import BATCHES, OFFSET_RANGE, PREDICTIONS, QUARANTINE, Table
 from tests.streaming.history import QUERY_ID, SHA256, commit_batch, prediction, quarantined
 
 OTHER_QUERY = QUERY_ID.replace("1", "2")
@@ -119,6 +119,19 @@ def test_tables_without_the_left_out_column_are_audited(settings: Settings) -> N
     assert report.left_out == []
 
 
+def test_batches_without_message_counts_are_audited(settings: Settings) -> None:
+    """As written by earlier releases, which counted the offsets of each range."""
+    directory = settings.place.table("batches")
+    rows = DeltaTable(directory).to_pyarrow_table()
+    at = rows.schema.get_field_index("offsets")
+    schema = rows.schema.set(at, pa.field("offsets", pa.list_(OFFSET_RANGE)))
+    older = pa.Table.from_pylist(rows.to_pylist(), schema)
+    write_deltalake(directory, older, mode="overwrite", schema_mode="overwrite")
+    assert audit(settings).clean
+    delete(settings, "offset = 115")
+    assert ranges(audit(settings), ProblemKind.GAP) == [(115, 115)]
+
+
 # Counts of a batch
 
 
@@ -186,7 +199,7 @@ def test_repeated_batch_is_found(settings: Settings) -> None:
     rows = DeltaTable(settings.place.table("batches")).to_pyarrow_table(filters=[("batch_id", "=", 1)])
     write_deltalake(settings.place.table("batches"), rows, mode="append")
     report = audit(settings)
-    assert any("is 2 times in batches" in problem.text for problem in report.problems)
+    assert any(f"batch 1 of query {QUERY_ID} is 2 times in batches" == problem.text for problem in report.problems)
     assert set(batches(report, ProblemKind.ACCOUNT)) == {1}
 
 

@@ -173,7 +173,7 @@ run({[str(argument) for argument in arguments]!r})
         return len(list((settings.work_dir / "featurized" / "features" / "_delta_log").glob("*.json"))) - 1
 
     def wait_for_a_commit(process: "subprocess.Popen[str]") -> None:
-        before, deadline = max(0, commits()), time.monotonic() + 180
+        before, deadline = max(0, commits()), time.monotonic() + 300
         while commits() <= before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
 
@@ -181,7 +181,7 @@ run({[str(argument) for argument in arguments]!r})
         process = start()
         wait_for_a_commit(process)
         os.killpg(process.pid, number)  # as a terminal does: the process, its JVM and its workers
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == expected, err
     assert err.splitlines() == ["interrupted; run the same command again to continue"]
     assert not (tmp_path / "out.csv").exists()

@@ -191,7 +191,7 @@ def _rescore_until_killed(home: Path, after_rows: int) -> None:
 def test_killed_run_continues(history: Settings) -> None:
     child = multiprocessing.get_context("spawn").Process(target=_rescore_until_killed, args=(history.home, 90))
     child.start()
-    child.join(120)
+    child.join(300)
     assert child.exitcode == -signal.SIGKILL
     before = len(rescored(history))
     assert 0 < before < 100

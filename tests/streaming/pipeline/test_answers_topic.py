@@ -174,7 +174,7 @@ def test_topic_with_other_messages_is_refused(
 def test_transactional_id_in_use_by_another_program_is_refused(connected: Settings) -> None:
     stream, elsewhere = uuid4().hex, f"elsewhere-{uuid4().hex[:8]}"
     create_topic(str(connected.bootstrap_servers), elsewhere)
-    other = TransactionalProducer(str(connected.bootstrap_servers), transactional_id_of(stream), 15, {})
+    other = TransactionalProducer(str(connected.bootstrap_servers), transactional_id_of(stream), 300, {})
     other.fence()
     other.begin()
     other.send(elsewhere, b"x", None, [])
@@ -202,11 +202,11 @@ def proxied_broker(proxy: KafkaProxy, folder: Path, jars: Path, **properties: st
     node.format_storage()
     process = node.launch()
     try:
-        node.await_ready(process, 60)
+        node.await_ready(process, 300)
         yield address
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(300)
 
 
 @pytest.mark.parametrize(

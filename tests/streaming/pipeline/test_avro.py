@@ -188,7 +188,7 @@ def test_stream_waits_for_the_registry_and_quarantines_wrong_frames(service: Set
     values = [HEADER + record, HEADER + record[:-1], b"\0\0\0\0\x07" + record, digit]
     with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as producer:
         for value in values:
-            producer.send(service.topic, value, partition=0).get(30)
+            producer.send(service.topic, value, partition=0).get(300)
     with schema_server(answer) as registry:
         payload = chosen_payload("avro:image", registry=registry.url)
         drain(service, payload=payload, on_trouble=troubles.append)

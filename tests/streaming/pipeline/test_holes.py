@@ -27,7 +27,10 @@ COMPACT = {
 
 def transactional(settings: Settings) -> Any:
     producer = KafkaProducer(
-        bootstrap_servers=settings.bootstrap_servers, transactional_id=f"test-{uuid4()}", acks="all"
+        bootstrap_servers=settings.bootstrap_servers,
+        transactional_id=f"test-{uuid4()}",
+        transaction_timeout_ms=900_000,  # the broker's maximum: an open transaction stays open on a busy machine
+        acks="all",
     )
     producer.init_transactions()
     return producer
@@ -98,11 +101,11 @@ def transactions(new_service: NewService) -> Iterator[Transactions]:
         transaction(producer, topic, 1, 2, commit=False)
         with closing(KafkaProducer(bootstrap_servers=settings.bootstrap_servers)) as plain:
             for number in range(3):
-                plain.send(topic, b"plain %d" % number, partition=2).get(30)
+                plain.send(topic, b"plain %d" % number, partition=2).get(300)
             opened.begin_transaction()
             opened.send(topic, b"open", partition=2)
             opened.flush()
-            plain.send(topic, b"after", partition=2).get(30)
+            plain.send(topic, b"after", partition=2).get(300)
         transaction(producer, topic, 3, 30)
         yield Transactions(settings, producer, opened)
 
@@ -152,7 +155,7 @@ def test_messages_deleted_after_fetching_are_scored_and_their_holes_unproven(ser
     with closing(transactional(service)) as producer:
         with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as plain:
             for number in range(20):
-                plain.send(service.topic, b"plain %d" % number).get(30)
+                plain.send(service.topic, b"plain %d" % number).get(300)
         transaction(producer, service.topic, 0, 3)
     expected = sorted(in_kafka(service))
     assert len(expected) == 23
@@ -174,10 +177,10 @@ def test_remaining_messages_of_a_compacted_topic_are_scored(service: Settings) -
     create_topic(str(service.bootstrap_servers), service.topic, **COMPACT)
     with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as producer:
         for number in range(12):
-            producer.send(service.topic, b"message %d" % number, key=b"key %d" % (number % 3)).get(30)
+            producer.send(service.topic, b"message %d" % number, key=b"key %d" % (number % 3)).get(300)
 
         def compacted() -> bool:
-            producer.send(service.topic, b"another segment", key=b"another").get(30)
+            producer.send(service.topic, b"another segment", key=b"another").get(300)
             return (0, 0) not in in_kafka(service)
 
         wait_until(compacted, lambda: "Kafka did not compact the topic")

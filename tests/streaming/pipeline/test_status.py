@@ -32,7 +32,7 @@ def settings(broker: Settings, tmp_path: Path) -> Settings:
     producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
     for partition, count in ((0, 30), (1, 5)):
         for _ in range(count):
-            producer.send(settings.topic, b"image", partition=partition).get(timeout=30)
+            producer.send(settings.topic, b"image", partition=partition).get(timeout=300)
     producer.close()
     commit_batch(settings, 0, {0: (0, 10), 1: (0, 5)}, bad={7, 8})
     commit_batch(settings, 1, {0: (10, 20)}, bad={13}, version=2)
@@ -128,5 +128,5 @@ def test_watch_continues_until_interrupted(settings: Settings) -> None:
         assert line, "the command ended"
         tables += "lag 10" in line
     watch.send_signal(signal.SIGINT)
-    watch.communicate(timeout=60)
+    watch.communicate(timeout=300)
     assert watch.returncode == 1  # not healthy

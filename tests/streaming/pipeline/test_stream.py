@@ -256,7 +256,7 @@ def test_labelled_images_under_two_keys_are_all_in_training(
     producer = KafkaProducer(bootstrap_servers=service.bootstrap_servers)
     for number, (_, label, data) in enumerate(digits):
         headers = [("label", label.encode())] if number % 2 else []
-        producer.send(service.topic, data, b"camera %d" % (number % 2), headers).get(30)
+        producer.send(service.topic, data, b"camera %d" % (number % 2), headers).get(300)
     producer.close()
     imagestream(service, "stream", "--until-drained")
     found = rows(service, "SELECT image_id, key FROM predictions")

@@ -86,12 +86,12 @@ def send(service: Settings) -> Callable[..., None]:
 
     def send(topic: str, partition: int, count: int, at: datetime | None = None) -> None:
         when = None if at is None else int(at.timestamp() * 1000)
-        deadline = monotonic() + 60
+        deadline = monotonic() + 300
         while True:  # a producer caches the partitions of a topic: a new partition needs a new producer
             with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as producer:
                 if partition in (producer.partitions_for(topic) or ()):
                     for number in range(count):
-                        producer.send(topic, b"message %d" % number, partition=partition, timestamp_ms=when).get(30)
+                        producer.send(topic, b"message %d" % number, partition=partition, timestamp_ms=when).get(300)
                     return
             assert monotonic() < deadline, f"{topic} has no partition {partition}"
 

@@ -149,11 +149,11 @@ def secure_broker(directory: Path, jars_dir: Path) -> Iterator[SecureBroker]:
     node.format_storage()
     process = node.launch()
     try:
-        node.await_ready(process, 60)
+        node.await_ready(process, 300)
         with closing(KafkaAdminClient(bootstrap_servers=listeners["PLAINTEXT"])) as admin:
             users = [UserScramCredentialUpsertion(user, "SCRAM-SHA-512", PASSWORD) for user in USERS]
             assert set(admin.alter_user_scram_credentials(users).values()) == {None}
         yield SecureBroker(listeners, directory, authority.file)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(300)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaProducer
 from kafka.errors import MessageSizeTooLargeError
 
 from streaming.errors import ServiceError
@@ -26,6 +26,8 @@ from streaming.platform.broker import (
 )
 from streaming.platform.kafka_node import CONFIG_NAME, free_port
 from streaming.settings import Settings
+from tests.faults.harness import has_ended, wait_until
+from tests.producer.topics import messages
 
 MIB = 1024**2
 # A process with the command line of a broker, whose parent never waits for it.
@@ -62,19 +64,7 @@ def send(servers: str, topic: str, *values: bytes) -> None:
     producer = KafkaProducer(bootstrap_servers=servers, acks="all", max_request_size=64 * MIB)
     with contextlib.closing(producer):
         for value in values:
-            producer.send(topic, value).get(timeout=30)
-
-
-def received(servers: str, topic: str) -> list[bytes]:
-    consumer = KafkaConsumer(
-        topic,
-        bootstrap_servers=servers,
-        auto_offset_reset="earliest",
-        consumer_timeout_ms=5_000,
-        max_partition_fetch_bytes=32 * MIB,
-    )
-    with contextlib.closing(consumer):
-        return [message.value for message in consumer]
+            producer.send(topic, value).get(timeout=300)
 
 
 def test_broker_starts_once_and_restarts_on_its_port_with_its_data(
@@ -95,13 +85,20 @@ def test_broker_starts_once_and_restarts_on_its_port_with_its_data(
 
     send(first.address, "kept", b"one", b"two")
     psutil.Process(first.pid).kill()
-    psutil.wait_procs([psutil.Process(first.pid)] if psutil.pid_exists(first.pid) else [], timeout=10)
+    wait_until(lambda: has_ended(first.pid), lambda: "the broker is running")
     assert running_broker(own) is None
 
     second, started = start_broker(own)
     assert started
     assert (second.port, second.pid != first.pid) == (first.port, True)
-    assert sorted(received(second.address, "kept")) == [b"one", b"two"]
+    kept: list[bytes] = []
+
+    def found() -> bool:
+        kept[:] = sorted(message.value for message in messages(second.address, "kept"))
+        return bool(kept)
+
+    wait_until(found, lambda: "the topic is empty or missing")  # its partition has no leader at first
+    assert kept == [b"one", b"two"]
 
     assert stop_broker(own)
     assert not stop_broker(own)
@@ -130,7 +127,7 @@ def test_broker_accepts_messages_of_20_mib_but_not_of_22(broker: Settings) -> No
     servers = bootstrap_servers(broker)
     largest = os.urandom(20 * MIB)
     send(servers, "large", largest)
-    assert received(servers, "large") == [largest]
+    assert [message.value for message in messages(servers, "large")] == [largest]
     with pytest.raises(MessageSizeTooLargeError):
         send(servers, "large", os.urandom(22 * MIB))
 

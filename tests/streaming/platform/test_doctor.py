@@ -16,7 +16,7 @@ from tests.object_store import BUCKET, ObjectStoreServer
 
 def doctor(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "streaming", "--home", str(home), "doctor", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
 
 
 def test_this_machine_passes_every_check(broker: Settings) -> None:

@@ -217,7 +217,7 @@ def test_users_of_the_compose_file_get_the_required_permissions(
     script = Path(__file__).parents[3] / "docs" / "deploy" / "kafka_users.py"
     command = [sys.executable, str(script), secured.listeners["PLAINTEXT"], "composed", str(tmp_path)]
     for _ in range(2):  # it runs with every `up`
-        subprocess.run(command, check=True, timeout=60)
+        subprocess.run(command, check=True, timeout=300)
 
     granted: dict[str, list[TopicOperation]] = {}
     for user in ("streamer", "publisher", "operator"):

@@ -43,7 +43,7 @@ def in_namespace(*words: str | Path, options: tuple[str, ...] = ("-Urm", "--uts"
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=600,
     )
 
 

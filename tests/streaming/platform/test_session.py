@@ -41,7 +41,7 @@ def start(home: Path, memory: str, *statements: str, **environment: str) -> list
     jars = read_settings().jars_dir.resolve()
     command = [sys.executable, "-c", START, str(home), str(jars), "local[1]", memory, *statements]
     done = subprocess.run(
-        command, env=os.environ | environment, check=True, capture_output=True, text=True, timeout=120
+        command, env=os.environ | environment, check=True, capture_output=True, text=True, timeout=300
     )
     return done.stdout.splitlines()
 

@@ -19,7 +19,7 @@ from streaming.settings import Settings
 from tests.faults.harness import wait_until
 from tests.producer.topics import create_topic
 
-LIMIT_S = 15.0
+LIMIT_S = 300.0
 
 
 @pytest.fixture(scope="module")
