@@ -85,7 +85,7 @@ def test_broker_starts_once_and_restarts_on_its_port_with_its_data(
 
     send(first.address, "kept", b"one", b"two")
     psutil.Process(first.pid).kill()
-    wait_until(lambda: has_ended(first.pid), lambda: "the broker is running")
+    wait_until(lambda: has_ended(first.pid) and not is_taken(first.port), lambda: "the broker is running")
     assert running_broker(own) is None
 
     second, started = start_broker(own)
