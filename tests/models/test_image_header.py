@@ -33,6 +33,8 @@ def header(data: bytes, size: tuple[int, int] = SIZE, max_pixels: int = MAX_PIXE
         (b"II*\0", "TIFF"),
         (b"\0\0\0\x18ftypavif", "AVIF"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIF"),
+        (b"\0\0\0\x14ftypmif1\0\0\0\0avif", "AVIF"),
+        (b"\0\0\0\x14ftypmif1\0\0\0avif.", "HEIF"),  # partly in the version
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "AVIF"),
         (b"\0\0\0\x17ftypmif1\0\0\0\0mif1avif", "HEIF"),  # the list of brands ends within the last one
         (b"\0\0\0\x18ftypmif1avif\0\0\0\0heic", "HEIF"),  # in place of the version
@@ -65,7 +67,7 @@ def test_format_without_limits_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize("lead", [b"", b"text"])
-@pytest.mark.parametrize("start", [b"\xff\xd8\xff\xc0", b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0"])
+@pytest.mark.parametrize("start", [b"\xff\xd8\xff\xc0", b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"])
 def test_unreadable_header_is_passed_on(start: bytes, lead: bytes) -> None:
     assert header(lead + start) == Header(start, damage="4 bytes before the image" if lead else None)
 
@@ -278,6 +280,7 @@ def tiff(*entries: tuple[int, int, bytes], order: str = "<", start: int = 8) -> 
         (tiff((0x111, 3, b"\6\0\0\0")), None),
         (tiff((0x111, 3, b"\5\0\0\0"), (0x112, 3, b"\6\0\0\0"), (0x113, 3, b"\7\0\0\0")), 6),
         (tiff((0x112, 3, b"\6\0\0\0"), start=12), 6),
+        (tiff(*[(0x111, 3, b"\5\0\0\0")] * 12, (0x112, 3, b"\6\0\0\0")), 6),
         (tiff((0x111, 3, b"\5\0\0\0"), (0x112, 3, b"\6\0\0\0")).replace(b"\x02\0\x11", b"\x01\0\x11"), None),  # counts
         (tiff((0x112, 3, b"\6\0\0\0"))[:-3], None),
         (tiff((0x112, 3, b"\6\0\0\0"))[:9], None),
@@ -311,6 +314,7 @@ def png(*parts: bytes, width: int = 8, height: int = 8, end: bytes = IEND) -> by
         (png(chunk(b"IDAT", b"...")), True),
         (png(width=4_000_000, height=1), True),
         (png(width=4_000_001, height=1), False),
+        (png(width=2_000, height=2_001), False),
         (png(*[chunk(b"IDAT")] * 498), True),  # 500 chunks
         (png(*[chunk(b"IDAT")] * 499), False),
         (png(chunk(b"tEXt", bytes(40_000)), chunk(b"iTXt", bytes(65_536 - 40_000))), True),
@@ -388,10 +392,10 @@ def webp(*chunks: tuple[bytes, bytes]) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
 
 
-WEBP_SIZES = {  # of 300x200 pixels
-    "extended": (b"VP8X", b"...." + (299).to_bytes(3, "little") + (199).to_bytes(3, "little")),
-    "lossless": (b"VP8L", b"\x2f" + struct.pack("<I", 299 | 199 << 14 | 0xF << 28)),
-    "lossy": (b"VP8 ", b"...\x9d\x01\x2a" + struct.pack("<HH", 300 | 0xC000, 200 | 0x4000)),
+WEBP_SIZES = {  # of 301x201 pixels
+    "extended": (b"VP8X", b"...." + (300).to_bytes(3, "little") + (200).to_bytes(3, "little")),
+    "lossless": (b"VP8L", b"\x2f" + struct.pack("<I", 300 | 200 << 14 | 0xF << 28)),
+    "lossy": (b"VP8 ", b"...\x9d\x01\x2a" + struct.pack("<HH", 301 | 0xC000, 201 | 0x4000)),
 }
 
 
@@ -399,8 +403,10 @@ WEBP_SIZES = {  # of 300x200 pixels
 @pytest.mark.parametrize("before", [(), ((b"ICCP", b"12"),), ((b"ICCP", b"123"), (b"XMP ", b""))])
 def test_pixels_of_every_webp_chunk_are_limited(kind: str, before: tuple[tuple[bytes, bytes], ...]) -> None:
     data = webp(*before, WEBP_SIZES[kind])
-    assert header(data, max_pixels=60_000) == Header(data)
-    assert header(data, max_pixels=59_999) == Header(data, "300x200 = 60000 pixels, the limit is 59999")
+    assert header(data, max_pixels=60_501) == Header(data)
+    assert header(data, max_pixels=60_500) == Header(data, "301x201 = 60501 pixels, the limit is 60500")
+    wide = webp(*before, (b"VP8X", b"...." + (69_999).to_bytes(3, "little") + (69_999).to_bytes(3, "little")))
+    assert header(wide).excess == "70000x70000 = 4900000000 pixels, the limit is 64000000"
 
 
 def test_webp_has_at_most_10000_chunks() -> None:
