@@ -58,8 +58,19 @@ TARGETS = (
         "streaming/storage/bucket_store.py",
         ("tests/streaming/storage/test_bucket_store.py", "tests/streaming/storage/test_store.py"),
     ),
-    Target("streaming/storage/table_log.py", ("tests/streaming/storage/test_table_log.py",)),
-    Target("streaming/storage/tables.py", ("tests/streaming/storage/test_tables.py",)),
+    Target(
+        "streaming/storage/table_log.py",
+        ("tests/streaming/storage/test_table_log.py", "tests/streaming/jobs/test_rewrite.py"),
+    ),
+    Target(
+        "streaming/storage/tables.py",
+        (
+            "tests/streaming/storage/test_tables.py",
+            "tests/streaming/jobs/test_rewrite.py",
+            "tests/streaming/pipeline/test_finish.py",
+            "tests/streaming/storage/test_bad_bucket.py",
+        ),
+    ),
     Target(
         "streaming/pipeline/commit.py",
         ("tests/streaming/pipeline/test_commit.py",),

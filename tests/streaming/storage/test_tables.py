@@ -15,6 +15,7 @@ from deltalake.exceptions import CommitFailedError
 from streaming.errors import ServiceError
 from streaming.jobs.rewrite import compact
 from streaming.storage import table_log
+from streaming.storage import tables as tables_module
 from streaming.storage.files import DataFile
 from streaming.storage.tables import BATCHES, LABELS, PREDICTIONS, Table, added, spark_schema
 from tests.streaming.history import NOON, QUERY_ID, worker_file
@@ -290,6 +291,21 @@ def test_log_with_a_file_outside_the_table_is_refused(tmp_path: Path, path: str)
     log.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(ServiceError, match=r"the log of .*/labels names .*, which is outside the table"):
         Table(tmp_path, "labels").files()
+
+
+@pytest.mark.parametrize(
+    ("file", "inside"),
+    [
+        ("s3://bucket/home/tables/labels/part-1.parquet", True),
+        ("s3://bucket/home/tables/labels/date=2024-05-06/part-1.parquet", True),
+        ("s3://bucket/home/tables/labels2/part-1.parquet", False),
+        ("s3://bucket/home/tables/labels/../predictions/part-1.parquet", False),
+        ("s3://other/home/tables/labels/part-1.parquet", False),
+        ("part-1.parquet", False),
+    ],
+)
+def test_file_of_a_table_in_a_bucket_is_below_its_uri(file: str, inside: bool) -> None:
+    assert tables_module._is_inside(file, "s3://bucket/home/tables/labels") == inside
 
 
 def test_map_and_list_types_of_batches() -> None:
