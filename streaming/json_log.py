@@ -50,13 +50,15 @@ class JsonFormatter(logging.Formatter):
         return line_of(record.levelname.lower(), record.getMessage(), at, **more)
 
 
-def logging_config(format_: str, *loggers: str) -> dict[str, Any]:
-    """A configuration for `logging.config` that writes loggers to standard error in the format of the setting."""
-    formatter = {"()": JsonFormatter} if format_ == "json" else {"format": TEXT}
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"line": formatter},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-        "loggers": {name: {"handlers": ["stderr"], "propagate": False} for name in loggers},
-    }
+def log_to_stderr(format_: str, *loggers: str) -> None:
+    """Write loggers to standard error in the format of the setting, and nowhere else.
+
+    Unlike `logging.config`, this does not close the handlers of other loggers: absl's, which exists in a process with
+    TensorFlow, closes its stream.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if format_ == "json" else logging.Formatter(TEXT))
+    for name in loggers:
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from streaming.errors import ConfigurationError
 from streaming.gateway.connections import MAX_CONNECTIONS, Connections, protocol_of
-from streaming.json_log import logging_config
+from streaming.json_log import log_to_stderr
 
 GRACE_S = 30  # for requests in progress at shutdown
 IDLE_S = 30  # after which an idle connection is closed
@@ -30,11 +30,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 def make_server(app: FastAPI, *, access_log: bool = False, log_format: str = "text") -> uvicorn.Server:
     """A server whose `run(sockets=[…])` handles requests until SIGTERM or Ctrl-C, then completes those in progress."""
+    log_to_stderr(log_format, "uvicorn", "uvicorn.access", "uvicorn.error")
     config = uvicorn.Config(
         app,
         log_level="info" if access_log else "warning",
         access_log=access_log,
-        log_config=logging_config(log_format, "uvicorn"),
+        log_config=None,
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S,

@@ -1,17 +1,21 @@
 """Metrics, access log and rate limits of the gateway; no request reaches Kafka."""
 
 import json
+import logging
 import re
 import shutil
 import subprocess
 from datetime import datetime
+from io import StringIO
 from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from streaming.gateway.access import read_keys
 from streaming.gateway.rate_limit import MAX_BUCKETS, RateLimit
+from streaming.gateway.serve import make_server
 from tests.streaming.gateway.test_connections import KEY, served
 from tests.streaming.gateway.test_gateway import check_problem
 
@@ -63,6 +67,21 @@ def test_limits_apply_per_key_and_in_total(tmp_path: Path, monkeypatch: pytest.M
         refused = ask(keys[1])
         assert "in total: at most 3 per minute" in check_problem(refused, 429)
         assert 1 <= int(refused.headers["Retry-After"]) <= 20
+
+
+def test_server_closes_no_handler_of_other_loggers() -> None:
+    """As of absl, whose handler closes its stream; it exists in every process with TensorFlow."""
+    stream = StringIO()
+
+    class Handler(logging.StreamHandler[StringIO]):
+        def close(self) -> None:
+            self.stream.close()
+
+    handler = Handler(stream)
+    make_server(FastAPI())
+    assert not stream.closed
+    handler.close()
+    assert stream.closed
 
 
 def test_requests_are_counted_by_route_and_logged_as_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
