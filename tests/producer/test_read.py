@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,3 +154,48 @@ def test_first_bytes_identify_an_image_of_every_format(tmp_path: Path) -> None:
         skipped = read(SourceFile(str(path), None), ReadOptions(only_images=True, max_bytes=20), ROOM)
         assert isinstance(skipped, Skipped)
         assert skipped.reason is SkipReason.TOO_LARGE, f"{image_format} was not recognised"
+
+
+# Objects of a store
+
+JPEG = b"\xff\xd8\xff" + bytes(997)
+OBJECTS = {"s3://photos/cat.jpg": JPEG, "s3://photos/notes.jpg": b"notes about photographs"}
+
+
+def fetch(uri: str, n: int) -> bytes:
+    if uri not in OBJECTS:
+        raise OSError(f"{uri} does not exist") if uri.endswith("absent.jpg") else PermissionError(13, "no permission")
+    return OBJECTS[uri][:n]
+
+
+def read_object(name: str, **options: Any) -> Message | Skipped:
+    return read(SourceFile(name, None), ReadOptions(fetch=fetch, **options), ROOM)
+
+
+def test_object_is_fetched_by_its_uri_and_a_file_read_by_its_name(photograph: SourceFile) -> None:
+    for message in (read_object("s3://photos/cat.jpg"), read_object("s3://photos/cat.jpg", only_images=True)):
+        assert isinstance(message, Message)
+        assert message.value == JPEG
+    assert isinstance(read_object(photograph.name), Message)
+
+
+def test_at_most_one_byte_above_the_limit_is_fetched() -> None:
+    name = "s3://photos/cat.jpg"
+    assert isinstance(read_object(name, max_bytes=1000), Message)
+    assert read_object(name, max_bytes=999) == Skipped(name, SkipReason.TOO_LARGE, "more than the limit of 999 bytes")
+    wanted = Skipped(name, SkipReason.TOO_LARGE, "more than the limit of 999 bytes", wanted=True)
+    assert read_object(name, max_bytes=999, skip_too_large=True) == wanted
+    asked = []
+    options = ReadOptions(fetch=lambda uri, n: asked.append(n) or fetch(uri, n), max_bytes=999)
+    read(SourceFile(name, None), options, ROOM)
+    assert asked == [1000]
+
+
+def test_objects_are_skipped_for_the_same_reasons_as_files() -> None:
+    name = "s3://photos/notes.jpg"
+    assert isinstance(read_object(name), Message)
+    skipped = Skipped(name, SkipReason.NOT_AN_IMAGE, "by its first bytes", wanted=True)
+    assert read_object(name, only_images=True) == skipped
+    absent, denied = "s3://photos/absent.jpg", "s3://photos/denied.jpg"
+    assert read_object(absent) == Skipped(absent, SkipReason.UNREADABLE, f"{absent} does not exist")
+    assert read_object(denied) == Skipped(denied, SkipReason.UNREADABLE, "no permission")
