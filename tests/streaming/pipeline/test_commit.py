@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,16 +15,19 @@ from deltalake import DeltaTable
 from models.drift import DriftReference, DriftSums
 from streaming.errors import ServiceError
 from streaming.jobs.audit import audit
+from streaming.pipeline.bounded import BoundedMessages
 from streaming.pipeline.commit import (
     STEPS,
     BatchCommitter,
     BatchResult,
     LostDecisionError,
+    _cores,
     _predictions,
     _refused,
     _Scored,
     _shadow,
     _summed,
+    _waited,
 )
 from streaming.pipeline.decisions import CountedRange, Decision, Decisions, ModelVersion, OffsetRange, TopicPartition
 from streaming.pipeline.finish import Tables, finish_decided
@@ -102,6 +105,20 @@ def scored(*labels: str, shadow: tuple[str | None, ...] | None = None) -> pa.Tab
 def test_partition_reports_are_summed_by_name() -> None:
     assert _summed([]) == {}
     assert _summed([{"corrupt": 1}, {"corrupt": 2, "empty": 1}, {"empty": 4}]) == {"corrupt": 3, "empty": 5}
+
+
+def test_wait_of_a_prediction_is_counted_from_its_timestamp() -> None:
+    now = datetime(2024, 5, 7, 12, 0, 10, tzinfo=UTC)
+    times = [now - timedelta(seconds=10), None, now - timedelta(milliseconds=250), now + timedelta(seconds=5)]
+    rows = pa.table({"published_at": pa.array(times, pa.timestamp("us", "UTC"))})
+    assert _waited(rows, now) == [pytest.approx(10.0), pytest.approx(0.25, abs=1e-5), 0.0]
+
+
+@pytest.mark.parametrize(("reports", "cores"), [(0, 1), (1, 1), (2, 2), (3, 2)])
+def test_batch_uses_a_core_per_partition_of_its_messages(reports: int, cores: int) -> None:
+    found = [PartitionReport()] * reports
+    assert _cores(FRAME, found) == cores
+    assert _cores(BoundedMessages(iter([])), found) == 1, "in this process"
 
 
 # Rows
@@ -289,6 +306,9 @@ def test_batch_is_decided_with_the_current_models_and_completed(settings: Settin
     assert seconds["batch"] == pytest.approx(seconds["plan"] + seconds["score"] + seconds["commit"])
     assert before <= row["started_at"] <= decision.decided_at <= row["committed_at"]
     assert run.batches[1].wall_s >= seconds["batch"]
+    assert run.batches[0].seconds["between"] == 0.0
+    assert 0.0 <= seconds["between"] <= (datetime.now(UTC) - before).total_seconds()
+    assert [one.cores for one in run.batches] == [1, 1]  # one partition
 
 
 def test_decision_of_a_batch_with_holes_has_the_log_start(settings: Settings) -> None:
