@@ -139,12 +139,11 @@ class _Limit:
         self._worker.shutdown()
 
     def _watch(self) -> None:
-        if self._ended.wait(self.timeout_s):
-            return
-        self.passed = True
-        self._connection.interrupt()
-        while not self._ended.wait(INTERRUPT_EVERY_S):  # no effect on a statement that starts later
+        pause = self.timeout_s
+        while not self._ended.wait(pause):
+            self.passed = True
             self._connection.interrupt()
+            pause = INTERRUPT_EVERY_S  # repeated, since an interrupt does not affect a statement that starts later
 
 
 class _Views:

@@ -218,9 +218,15 @@ def bucket_service(
 
 def suspend(pid: int) -> None:
     """Stop a process, and wait until each of its threads has stopped, which takes a while on a busy machine."""
+
+    def is_running(stat: Path) -> bool:
+        try:
+            return not stat.read_text().rpartition(") ")[2].startswith(("T", "Z"))  # stopped, ended
+        except OSError:  # the thread has ended
+            return False
+
     os.kill(pid, signal.SIGSTOP)
-    threads = Path(f"/proc/{pid}/task")
-    while not all(stat.read_text().rpartition(") ")[2].startswith("T") for stat in threads.glob("*/stat")):
+    while any(map(is_running, Path(f"/proc/{pid}/task").glob("*/stat"))):
         time.sleep(0.01)
 
 

@@ -143,7 +143,7 @@ def columns_of(ask: RunQuery) -> dict[str, list[str]]:
     """Return the column names of every table.
 
     Raises:
-        ServiceError: there are no tables.
+        ServiceError: the home has no tables.
     """
     tables: dict[str, list[str]] = {}
     with ask(COLUMNS_SQL) as reader:

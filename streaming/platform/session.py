@@ -167,7 +167,7 @@ def _failures_of_jobs(log: Path, memory: str) -> Iterator[None]:
 
 
 def _read_log(log: Path, before: int) -> bytes:
-    """The log from byte `before`, limited to its last MAX_LOG_BYTES bytes; empty if there is no log."""
+    """The last `MAX_LOG_BYTES` of the log, without its first `before` bytes; empty if the file does not exist."""
     if not log.exists():
         return b""
     with log.open("rb") as file:

@@ -74,6 +74,7 @@ def test_batch_that_crashes_the_jvm_twice_is_read_outside_it(service: Settings, 
     assert imagestream(service, "audit", "--broker")["clean"]
     assert imagestream(service, "replay", "--dry-run")["wanted"] == 0  # no bytes to send
 
+    assert all(java and others for java, others in peaks), "there are samples of each run"
     java, python = (size / 1e6 for size in max(peaks, key=sum))
     bundle = sum(len(content) for content in read_bundle(bundle_folder(Path(service.home), 1)).files.values())
     needed = needed_bytes(with_fixed_heap(service)[0], bundle, os.cpu_count() or 1) / 1e6

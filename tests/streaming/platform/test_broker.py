@@ -91,14 +91,12 @@ def test_broker_starts_once_and_restarts_on_its_port_with_its_data(
     second, started = start_broker(own)
     assert started
     assert (second.port, second.pid != first.pid) == (first.port, True)
-    kept: list[bytes] = []
 
-    def found() -> bool:
-        kept[:] = sorted(message.value for message in messages(second.address, "kept"))
-        return bool(kept)
+    def kept() -> list[bytes]:
+        return sorted(message.value for message in messages(second.address, "kept"))
 
-    wait_until(found, lambda: "the topic is empty or missing")  # its partition has no leader at first
-    assert kept == [b"one", b"two"]
+    wait_until(lambda: bool(kept()), lambda: "the topic is empty or missing")  # its partition has no leader at first
+    assert kept() == [b"one", b"two"]
 
     assert stop_broker(own)
     assert not stop_broker(own)
