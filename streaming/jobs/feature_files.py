@@ -96,7 +96,7 @@ def _fetched(store: Store, names: Iterable[str], scratch: Path) -> Iterator[Path
 
 def _commit_delta(parts: Sequence[tuple[str, int]], output: Path | str, staging: Path | None = None) -> None:
     """Replace the table's content by the parts in one commit; they are in its folder, or moved there from `staging`."""
-    table = DeltaTable.create(output, SCHEMA, mode="ignore", storage_options=storage_options(output))
+    table = DeltaTable.create(output, SCHEMA, mode="ignore", storage_options=storage_options(str(output)))
     store = open_store(output)
     actions: list[AddAction | RemoveAction] = []
     for name, rows in parts:

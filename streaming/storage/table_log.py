@@ -21,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -154,7 +153,7 @@ class TableLog:
 
     def data_schema(self) -> pa.Schema:
         """The columns in the files: all except the partition columns, whose values are in the folders' names."""
-        partition = set(self._handle.metadata().partition_columns)
+        partition = self._handle.metadata().partition_columns
         return pa.schema([field for field in pa.schema(self._handle.schema()) if field.name not in partition])
 
     def commit(self, adds: Sequence[AddAction], app_id: str, number: int, removes: Sequence[RemoveAction] = ()) -> bool:
@@ -187,7 +186,6 @@ class TableLog:
             return False
         if self._is_old():
             # The process was suspended in between, and the log may have been cleaned up to and including this entry.
-            self.refresh()
             return self.has(app_id, number)
         self._version, self._known_at = version, now
         self._transactions[app_id] = number
@@ -239,7 +237,7 @@ class TableLog:
         return {unquote(path) for path in pa.table(self._handle.get_add_actions()).column("path").to_pylist()}
 
 
-def open_delta(place: str | Path, version: int | None = None) -> DeltaTable:
+def open_delta(place: str, version: int | None = None) -> DeltaTable:
     """Open an existing table.
 
     Args:
@@ -249,15 +247,15 @@ def open_delta(place: str | Path, version: int | None = None) -> DeltaTable:
     Raises:
         StoreAwayError: the bucket does not answer; other errors are deltalake's own.
     """
-    with store_errors_in_one_line(str(place)):
+    with store_errors_in_one_line(place):
         return DeltaTable(place, version=version, storage_options=storage_options(place))
 
 
-def storage_options(place: str | Path) -> dict[str, str] | None:
+def storage_options(place: str) -> dict[str, str] | None:
     """deltalake's options for the store of a table: timeouts and retries; None for a local table."""
     if not is_uri(place):
         return None
-    http = {"allow_http": "true"} if allows_http(str(place).partition("://")[0]) else {}
+    http = {"allow_http": "true"} if allows_http(place.partition("://")[0]) else {}
     return {**BUCKET_OPTIONS, **http}
 
 

@@ -353,18 +353,18 @@ def _lacks_fields(there: Any, wanted: Any) -> bool:
     return bool(names[1] - names[0])
 
 
-def data_files(table: DeltaTable, place: str | Path) -> list[str]:
+def data_files(table: DeltaTable, place: str) -> list[str]:
     """The Parquet files of the version of a handle, as paths or URIs.
 
     Raises:
         ServiceError: the log names a file outside the table's directory.
         TableFeatureError: the files do not hold exactly the table's rows.
     """
-    with store_errors_in_one_line(str(place)):
-        check_no_deleted_rows(table, str(place))
+    with store_errors_in_one_line(place):
+        check_no_deleted_rows(table, place)
     files = [unquote(uri) for uri in table.file_uris()]  # they are percent-encoded
     for file in files:
-        if not _is_inside(file, str(place)):
+        if not _is_inside(file, place):
             raise DamagedError(
                 f"the log of {place} names {file!r}, which is outside the table: restore the table from a copy"
             )

@@ -1,6 +1,7 @@
 """Log entries written without deltalake: all readers see them, and concurrent commits are detected."""
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 from pyspark.sql import SparkSession
 
@@ -19,8 +21,16 @@ from streaming.settings import Settings
 from streaming.storage import table_log
 from streaming.storage.local_store import LocalStore
 from streaming.storage.store_errors import StoreAwayError
-from streaming.storage.table_log import REWRITE, TableLog, boot_seconds, open_log
+from streaming.storage.table_log import (
+    REWRITE,
+    TableLog,
+    boot_seconds,
+    open_log,
+    storage_options,
+    store_errors_in_one_line,
+)
 from streaming.storage.tables import LABELS, PREDICTIONS, Table
+from tests.conftest import environment
 from tests.streaming.history import NOON
 from tests.streaming.racers import run_at_once
 
@@ -186,6 +196,24 @@ def test_upgraded_table_is_committed_to_by_deltalake(table: Table, properties: d
     assert images(table.place) == ["after 1", "after 2", "before"]
 
 
+def test_transaction_committed_meanwhile_is_not_repeated_in_an_upgraded_table(table: Table) -> None:
+    DeltaTable(table.place).alter.set_table_properties({"delta.appendOnly": "true"})
+    ours, theirs = (open_log(table.place) for _ in range(2))
+    assert ours.known_transaction(APP) is None
+    assert theirs.commit([add(table.place, "theirs.parquet", "theirs")], APP, 1)
+    assert not ours.commit([add(table.place, "ours.parquet", "ours")], APP, 1)
+    assert images(table.place) == ["theirs"]
+
+
+def test_checkpoints_of_an_upgraded_table_follow_its_interval(table: Table) -> None:
+    properties = {"delta.appendOnly": "true", "delta.checkpointInterval": "2"}
+    DeltaTable(table.place).alter.set_table_properties(properties)
+    for number in range(3):
+        assert table.append(labels(f"{number}"), APP, number)
+    last = json.loads((Path(table.place) / "_delta_log" / "_last_checkpoint").read_text())["version"]
+    assert last == 3, "deltalake counts from version 0, which is the first of two"
+
+
 def test_removed_file_cannot_be_replaced(table: Table) -> None:
     log = open_log(table.place)
     assert log.commit([add(table.place, "one.parquet", "one"), add(table.place, "two.parquet", "two")], APP, 0)
@@ -204,6 +232,128 @@ def test_path_with_any_characters_is_added_and_removed(table: Table) -> None:
     assert images(table.place) == ["one"]
     assert log.commit([], "rewrite", 1, [remove(path)])
     assert images(table.place) == []
+
+
+def test_entry_describes_its_commit(table: Table) -> None:
+    log, before = open_log(table.place), int(1000 * time.time())
+    assert log.commit([add(table.place, "one.parquet", "one")], APP, 3)
+    old = RemoveAction("one.parquet", data_change=False, deletion_timestamp=7, size=8, partition_values={"day": "1"})
+    assert log.commit([add(table.place, "copy.parquet", "one")], REWRITE, 1, [old])
+    after = 1000 * time.time()
+    appended, replaced = ({name: one[name] for one in entry for name in one} for entry in entries(table.place)[1:])
+    for entry in (appended, replaced):
+        assert before <= entry["txn"]["lastUpdated"] == entry["commitInfo"]["timestamp"] <= after
+    expected = {"operation": "WRITE", "operationParameters": {"mode": "Append"}, "isBlindAppend": True}
+    assert expected.items() <= appended["commitInfo"].items()
+    expected = {"operation": "OPTIMIZE", "operationParameters": {}, "isBlindAppend": False}
+    assert expected.items() <= replaced["commitInfo"].items()
+    assert replaced["txn"].items() >= {"appId": REWRITE, "version": 1}.items()
+    assert replaced["remove"] == {
+        "path": "one.parquet",
+        "deletionTimestamp": 7,
+        "dataChange": False,
+        "extendedFileMetadata": True,  # partition values and size are given
+        "partitionValues": {"day": "1"},
+        "size": 8,
+    }
+
+
+class Full(LocalStore):
+    """A store in which another writer is always first."""
+
+    def _put_if_absent(self, _key: str, _data: bytes) -> bool:
+        return False
+
+    def get(self, _key: str) -> bytes:
+        return b"of another writer"
+
+
+def test_pauses_between_conflicts_grow_to_a_maximum(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[tuple[float, float]] = []
+    monkeypatch.setattr(table_log.random, "uniform", lambda *limits: pauses.append(limits) or 0.0)
+    log = open_log(table.place)
+    log._store = Full(Path(table.place))
+    with pytest.raises(CommitFailedError, match=r"^another writer committed to .*labels first, 50 times in a row$"):
+        log.commit([add(table.place, "one.parquet", "one")], APP, 1)
+    growing = [0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32]  # after the second attempt, with jitter from 0
+    assert pauses == [(0, longest) for longest in growing + [0.5] * (48 - len(growing))]
+
+
+def test_attempts_are_separated_by_the_pause(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(table_log.time, "sleep", slept.append)
+    monkeypatch.setattr(table_log, "COMMIT_TRIES", 4)
+    log = open_log(table.place)
+    log._store = Full(Path(table.place))
+    with pytest.raises(CommitFailedError):
+        log.commit([add(table.place, "one.parquet", "one")], APP, 1)
+    assert len(slept) == 2
+    assert all(0 <= pause <= longest for pause, longest in zip(slept, (0.005, 0.01), strict=True))
+
+
+class Handle(DeltaTable):
+    """A handle that counts how often it reads the log."""
+
+    reads = 0
+
+    def update_incremental(self) -> None:
+        self.reads += 1
+        super().update_incremental()
+
+
+def test_log_is_read_only_if_there_is_a_new_version(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert table.append(labels("one"), APP, 1)
+    handle = Handle(table.place)
+    log = TableLog(handle, table.place, table_log.boot_seconds())
+    assert log.refresh() is handle
+    assert (log.transaction(APP), handle.reads) == (1, 0)
+    assert table.append(labels("two"), APP, 2)
+    assert (log.known_transaction(APP), handle.reads) == (1, 0)
+    assert (log.transaction(APP), handle.reads) == (2, 1)
+    assert log.refresh() is handle
+    assert (handle.version(), handle.reads) == (2, 1)
+    clock.now += table_log.KNOWN_FOR_S - 1
+    assert (log.transaction(APP), handle.reads) == (2, 1)  # the state is recent again
+    assert table.append(labels("three"), APP, 3)
+    clock.now += table_log.KNOWN_FOR_S + 1
+    assert (log.known_transaction(APP), handle.reads) == (3, 2)
+
+
+@pytest.mark.usefixtures("frequent_checkpoints")
+def test_checkpoint_is_written_for_every_multiple_of_the_interval(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(table_log, "_write_checkpoint", written.append)
+    counts = []
+    for number in range(2 * table_log.CHECKPOINT_INTERVAL):
+        assert table.append(labels(f"{number}"), APP, number)
+        wait_for_checkpoint()
+        counts.append(len(written))
+    assert counts == [0] * 9 + [1] * 10 + [2]  # the first append makes version 1
+    assert set(written) == {table.place}
+
+
+def test_options_of_a_bucket_allow_http_only_for_such_an_endpoint() -> None:
+    with environment(AWS_ENDPOINT_URL="http://127.0.0.1:8333"):
+        assert storage_options("s3://bucket/http://home") == table_log.BUCKET_OPTIONS | {"allow_http": "true"}
+    with environment(AWS_ENDPOINT_URL="https://127.0.0.1:8333"):
+        assert storage_options("s3://bucket/home") == table_log.BUCKET_OPTIONS
+    assert storage_options("/home") is None
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "kind"),
+    [
+        ("s3://bucket/home", "Generic S3 error: timed out", StoreAwayError),
+        ("s3://bucket/home", "no such column", OSError),
+        ("/home", "Generic S3 error: timed out", OSError),
+    ],
+)
+def test_only_errors_of_a_bucket_are_converted(place: str, text: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind), store_errors_in_one_line(place):
+        raise OSError(text)
 
 
 class Clock:
@@ -253,6 +403,21 @@ def test_writer_suspended_during_a_commit_retries(table: Table, monkeypatch: pyt
     assert not table.append(labels("again"), APP, 1)
     found = images(table.place)
     assert (len(found), found.count("after")) == (table_log.CHECKPOINT_INTERVAL + 2, 1)
+
+
+def test_commit_before_a_suspension_is_recognized(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    table.append(labels("before"), APP, 0)
+
+    class Suspended(LocalStore):
+        def _put_if_absent(self, key: str, data: bytes) -> bool:
+            created = super()._put_if_absent(key, data)
+            clock.now += 86_400
+            return created
+
+    table._log._store = Suspended(Path(table.place))
+    assert table.append(labels("after"), APP, 1)
+    assert images(table.place) == ["after", "before"]
 
 
 @pytest.mark.parametrize("stored", [True, False])

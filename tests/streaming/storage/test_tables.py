@@ -10,14 +10,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake import Schema as DeltaSchema
+from deltalake.exceptions import CommitFailedError, DeltaError
 
-from streaming.errors import ServiceError
+from streaming.errors import ConflictError, ServiceError
 from streaming.jobs.rewrite import compact
 from streaming.storage import table_log
 from streaming.storage import tables as tables_module
 from streaming.storage.files import DataFile
-from streaming.storage.tables import BATCHES, LABELS, PREDICTIONS, Table, added, spark_schema
+from streaming.storage.store_errors import StoreAwayError
+from streaming.storage.tables import (
+    BATCHES,
+    LABELS,
+    PREDICTIONS,
+    Table,
+    added,
+    merged_statistics,
+    spark_schema,
+    statistics,
+)
 from tests.streaming.history import NOON, QUERY_ID, worker_file
 
 DAY = NOON.date()
@@ -54,6 +65,7 @@ def test_repeated_append_is_skipped(tmp_path: Path) -> None:
     assert not table.append(rows, QUERY_ID, 3)
     assert not table.append(rows, QUERY_ID, 2), "older than the last commit"
     assert offsets(table) == [1]
+    assert len(list(Path(table.place).rglob("*.parquet"))) == 1, "no file is written for a skipped append"
 
 
 def test_stale_handle_does_not_repeat_a_commit(tmp_path: Path) -> None:
@@ -152,6 +164,7 @@ def test_commit_records_file_size_time_and_data_change(tmp_path: Path) -> None:
     (add,), (once,) = actions_of(table, "add"), actions_of(table, "txn")
     assert add["dataChange"] is True
     assert int(1000 * before) <= add["modificationTime"] <= 1000 * after
+    assert isinstance(add["modificationTime"], int)
     assert add["size"] == (Path(table.place) / add["path"]).stat().st_size == table.bytes()
     assert add["partitionValues"] == {"date": str(DAY)}
     assert (once["appId"], once["version"]) == (QUERY_ID, 5)
@@ -196,6 +209,25 @@ def test_minimum_and_maximum_are_both_present_or_both_absent(tmp_path: Path, lon
 
 def test_file_without_statistics_is_committed_with_its_row_count() -> None:
     assert json.loads(added(DataFile("part.parquet", 100, 3)).stats) == {"numRecords": 3}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "merged"),
+    [
+        ([1, 2], [5, None], (1, 5)),
+        ([1, 2], [None, None], (1, 2)),
+        (["a"], ["z" * 41], None),  # the extremes of the second part are unknown
+        ([None], [None], None),
+    ],
+)
+def test_merged_statistics_have_only_known_extremes(first: list[Any], second: list[Any], merged: Any) -> None:
+    parts = [statistics(pa.table({"value": pa.array(values)}), ["value"]) for values in (first, second)]
+    found = merged_statistics(parts)
+    assert found["numRecords"] == len(first) + len(second)
+    assert found["nullCount"] == {"value": (first + second).count(None)}
+    extremes = [found[key].get("value") for key in ("minValues", "maxValues")]
+    assert extremes == list(merged or (None, None))
+    assert ("value" in found["minValues"]) is ("value" in found["maxValues"]) is (merged is not None)
 
 
 # Files of workers
@@ -264,7 +296,99 @@ def test_delete_beyond_affects_only_its_topic(tmp_path: Path) -> None:
     assert ours.delete_beyond("it's", {}) == 0
 
 
+class Losing(DeltaTable):
+    """A handle whose deletions always lose against another writer."""
+
+    def delete(self, *_: Any, **__: Any) -> Any:
+        raise CommitFailedError("a concurrent transaction deleted the same data")
+
+
+def test_deletion_that_always_conflicts_is_an_error_in_one_line(tmp_path: Path) -> None:
+    table = Table(tmp_path, "quarantine")
+    table._log._handle = Losing(table.place)
+    with pytest.raises(ConflictError, match=r"quarantine is being rewritten repeatedly: stop `maintain` and `replay`"):
+        table.delete_beyond("images", {})
+
+
+def test_newest_transaction_of_a_local_table_is_always_up_to_date(tmp_path: Path) -> None:
+    ours, theirs = Table(tmp_path, "labels"), Table(tmp_path, "labels")
+    for number in (1, 2):
+        assert theirs.append(labels(f"{number}"), QUERY_ID, number)
+        assert (ours.transaction(QUERY_ID), ours.recent_transaction(QUERY_ID)) == (number, number)
+
+
+def test_recent_transaction_of_a_table_in_a_bucket_needs_no_request(bucket_home: str) -> None:
+    ours, theirs = Table(bucket_home, "labels"), Table(bucket_home, "labels")
+    assert ours.append(labels("1"), QUERY_ID, 1)
+    assert theirs.append(labels("2"), QUERY_ID, 2)
+    assert (ours.recent_transaction(QUERY_ID), theirs.recent_transaction(QUERY_ID)) == (1, 2)
+    assert (ours.transaction(QUERY_ID), ours.recent_transaction(QUERY_ID)) == (2, 2)
+
+
+# Creation
+
+
+def create_failing(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> list[Exception]:
+    """Let the next creations of a table fail with these errors; the result has those that are left."""
+    left, create = list(errors), DeltaTable.create
+
+    def failing(*args: Any, **kwargs: Any) -> DeltaTable:
+        if left:
+            raise left.pop(0)
+        return create(*args, **kwargs)
+
+    monkeypatch.setattr(tables_module.DeltaTable, "create", failing)
+    return left
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_creation_in_a_bucket_is_repeated(bucket_home: str, monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    left = create_failing(monkeypatch, *[DeltaError("version 0 already exists")] * failures)
+    assert Table(bucket_home, "labels").append(labels("a"), QUERY_ID, 1)
+    assert left == []
+
+
+def test_table_that_is_never_stored_is_reported(bucket_home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_failing(monkeypatch, *[DeltaError("version 0 already exists")] * tables_module.CREATE_TRIES)
+    with pytest.raises(StoreAwayError, match=r"labels did not store the first entry of the table's log in 3 attempts"):
+        Table(bucket_home, "labels")
+
+
+def test_table_that_cannot_be_created_locally_is_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = create_failing(monkeypatch, *[DeltaError("no space left on device")] * 2)
+    with pytest.raises(DeltaError, match="no space left on device"):
+        Table(tmp_path, "labels")
+    assert len(left) == 1
+
+
+def test_table_created_by_another_process_meanwhile_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = DeltaTable.create
+
+    def create_twice(*args: Any, **kwargs: Any) -> DeltaTable:
+        create(*args, **kwargs)
+        raise DeltaError("version 0 already exists")
+
+    monkeypatch.setattr(tables_module.DeltaTable, "create", create_twice)
+    assert Table(tmp_path, "labels").append(labels("a"), QUERY_ID, 1)
+
+
 # Tables of other versions and modified tables
+
+
+def test_table_with_a_column_of_another_type_gets_no_column() -> None:
+    list_of_structs = DeltaSchema.from_arrow(pa.schema([BATCHES.field("offsets")])).fields[0].type
+    text = DeltaSchema.from_arrow(pa.schema([LABELS.field("label")])).fields[0].type
+    assert not tables_module._lacks_fields(text, list_of_structs)
+    assert not tables_module._lacks_fields(list_of_structs, text)
+
+
+def test_table_below_a_symbolic_link_is_read(tmp_path: Path) -> None:
+    assert Table(tmp_path / "real", "labels").append(labels("a"), "labels", 0)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (file,) = Table(tmp_path / "link", "labels").files()
+    assert pq.read_table(file).column("image_id").to_pylist() == ["a"]
 
 
 def test_older_table_gets_a_new_column_with_nulls(tmp_path: Path) -> None:
