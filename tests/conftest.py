@@ -98,8 +98,8 @@ LONGEST_FIRST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes per core: tests spend half of their time waiting for a JVM, Kafka or a browser."""
-    return min(8, 2 * (os.cpu_count() or 1))
+    """Three processes for two cores: they keep both busy, and each further one would start and warm up Spark again."""
+    return max(2, min(8, 3 * (os.cpu_count() or 1) // 2))
 
 
 @pytest.hookimpl(trylast=True)
