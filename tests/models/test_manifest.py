@@ -16,15 +16,20 @@ from models.bundle import (
     DRIFT,
     FILES,
     GOLDEN,
+    HEAD_FILES,
     MANIFEST,
     BackboneEntry,
+    BundleFolder,
     Manifest,
     StageEntry,
     TrainingData,
     parse_manifest,
     read_bundle,
+    read_manifest,
 )
 from models.errors import ModelError
+from models.network import Network
+from models.recipe import Recipe
 
 HASHES = dict.fromkeys(FILES, "0" * 64)
 
@@ -55,6 +60,9 @@ def wide(width: int) -> dict[str, Any]:
         {"golden_tolerance": 0.05},
         {"golden_tolerance": 1e-9},
         {"training_data__rows": 0, "training_data__holdout_rows": 0},
+        {"training_data__holdout_share": 0.001},
+        {"training_data__holdout_share": 0.999},
+        {"training_data__group_by": "g" * 1_000},
         {"classes": ["a", "b"], "classifier__n_out": 2, "threshold": 0.001},
         {"classes": ["a", "b"], "classifier__n_out": 2, "threshold": 0.999},
         {"files": HASHES | {DRIFT: "f" * 64}},
@@ -78,6 +86,9 @@ def test_manifest_at_its_limits_is_accepted(fields: dict[str, Any]) -> None:
         ({"golden_tolerance": 0}, "golden_tolerance: .* greater than 0"),
         ({"training_data__rows": -1}, "training_data.rows: .* greater than or equal to 0"),
         ({"training_data__holdout_rows": -1}, "training_data.holdout_rows: .* greater than or equal to 0"),
+        ({"training_data__holdout_share": 0}, "training_data.holdout_share: .* greater than 0"),
+        ({"training_data__holdout_share": 1}, "training_data.holdout_share: .* less than 1"),
+        ({"training_data__group_by": "g" * 1_001}, "training_data.group_by: .* at most 1000 characters"),
         ({"training_data__fingerprint": "0" * 63}, "training_data.fingerprint: String should match"),
         ({"training_data__fingerprint": "0" * 63 + "G"}, "training_data.fingerprint: String should match"),
         ({"files": HASHES | {GOLDEN: "0" * 65}}, r"files\.golden\.npz: String should match"),
@@ -156,6 +167,55 @@ def test_keras_engine_with_int8_is_rejected() -> None:
     assert BackboneEntry.of(exported(), engine="keras").engine == "keras"
     with pytest.raises(ModelError, match="keras computes in float32; int8 requires the engine litert"):
         BackboneEntry.of(exported("int8"), engine="keras")
+
+
+# Imported networks
+
+
+def network(format_: Any = "onnx") -> Network:
+    recipe = Recipe(input_size=(8, 8), channels="bgr")
+    return Network(format=format_, source="net", source_sha256="1" * 64, tensor="features", recipe=recipe)
+
+
+def imported(**fields: Any) -> BackboneEntry:
+    values = tiny_manifest().backbone.model_dump() | {"engine": "onnx", "network": network()} | fields
+    return BackboneEntry(**values)
+
+
+@pytest.mark.parametrize(("engine", "format_"), [("onnx", "onnx"), ("litert", "tflite")])
+def test_imported_network_replaces_the_files_and_the_preprocessing(engine: str, format_: str) -> None:
+    entry = imported(engine=engine, network=network(format_))
+    assert entry.scored_file == f"backbone.{format_}"
+    assert entry.files == {entry.scored_file}
+    assert entry.fitting == network().recipe
+    built_in = tiny_manifest().backbone
+    assert (built_in.fitting, built_in.scored_file, built_in.files) == ("stretch", FLATBUFFER_FILE, FILES - HEAD_FILES)
+
+
+def test_features_of_an_imported_network_are_identified_by_file_recipe_and_output() -> None:
+    entry = imported(output="flat")
+    hashes = dict.fromkeys(HEAD_FILES, "0" * 64) | {"backbone.onnx": "2" * 64}
+    assert tiny_manifest(backbone=entry, files=hashes).backbone_sha256 == network().identity("2" * 64, "flat")
+    built_in = HASHES | {FLATBUFFER_FILE: "3" * 64}
+    assert tiny_manifest(files=built_in).backbone_sha256 == "3" * 64
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"network": None}, "the engine onnx does not run this network"),
+        ({"engine": "litert"}, "the engine litert does not run this network"),
+        ({"network": network("tflite")}, "the engine onnx does not run this network"),
+        (
+            {"engine": "keras", "network": network("tflite")},
+            "the imported network and its recipe do not match the entry",
+        ),
+        ({"input_size": (8, 9)}, "the imported network and its recipe do not match the entry"),
+    ],
+)
+def test_imported_network_that_does_not_match_its_entry_is_rejected(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        imported(**fields)
 
 
 # Reading
@@ -240,5 +300,6 @@ def test_file_limit_is_2_gibibytes(tmp_path: Path) -> None:
 
 def test_unreadable_bundle_is_named(tmp_path: Path) -> None:
     directory = tmp_path / ("long" * 100)
-    with pytest.raises(ModelError, match=r"bundle .*longlong.* cannot be read: .*too long"):
-        read_bundle(directory)
+    for read in (read_bundle, lambda path: read_manifest(BundleFolder(path))):
+        with pytest.raises(ModelError, match=r"bundle .*longlong.* cannot be read: .*too long"):
+            read(directory)
