@@ -33,6 +33,7 @@ TARGETS = (
         ("tests/streaming/pipeline/test_offsets.py",),
         excluded=frozenset({"TopicOffsets.__init__", "TopicOffsets.read", "TopicOffsets._read", "TopicOffsets.close"}),
     ),
+    Target("streaming/pipeline/reconcile.py", ("tests/streaming/pipeline/test_reconcile.py",)),
     Target("streaming/pipeline/positions.py", ("tests/streaming/pipeline/test_positions.py",)),
     Target("streaming/pipeline/decisions.py", ("tests/streaming/pipeline/test_decisions.py",)),
     Target(

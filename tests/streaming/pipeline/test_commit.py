@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -356,6 +357,21 @@ def test_noncontiguous_batch_is_not_scored(settings: Settings) -> None:
     with pytest.raises(ServiceError, match="must begin at offset 0"):
         run.batch(3)
     assert run.steps == []
+
+
+def test_batch_with_an_unread_message_is_named_and_not_decided(settings: Settings) -> None:
+    run = Run(settings)
+    run.batch(0)
+
+    def lossy(number: int) -> _Scored:
+        found = run._score(number)
+        (report,) = found.reports
+        return replace(found, reports=[replace(report, read=[OffsetRun("images", 0, 2, 3, 4)])])
+
+    run.committer.scored = lossy
+    with pytest.raises(ServiceError, match=r"^batch 2 does not add up: .* 2 messages read of offsets 3 to 5, 2 pred"):
+        run.batch(3)
+    assert decision_in(settings, 2) is None
 
 
 @pytest.mark.parametrize("step", STEPS)

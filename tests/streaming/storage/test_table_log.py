@@ -21,6 +21,7 @@ from streaming.settings import Settings
 from streaming.storage import table_log
 from streaming.storage.local_store import LocalStore
 from streaming.storage.store_errors import StoreAwayError
+from streaming.storage.table_features import TableFeatureError
 from streaming.storage.table_log import (
     REWRITE,
     TableLog,
@@ -222,6 +223,19 @@ def test_removed_file_cannot_be_replaced(table: Table) -> None:
     assert log.commit([add(table.place, "2.parquet", "two")], "rewrite", 1, [remove("two.parquet")])
     assert images(table.place) == ["two"]
     assert [file.path for file in open_log(table.place).files()] == ["2.parquet"]
+
+
+def test_file_is_not_replaced_once_deletion_vectors_are_enabled(table: Table) -> None:
+    log = open_log(table.place)
+    assert log.commit([add(table.place, "one.parquet", "one")], APP, 0)
+    (metadata,) = [action["metaData"] for action in entries(table.place)[0] if "metaData" in action]
+    metadata["configuration"]["delta.enableDeletionVectors"] = "true"
+    features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
+    upgrade = [{"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}}, {"metaData": metadata}]
+    (Path(table.place) / "_delta_log" / f"{2:020}.json").write_text("\n".join(map(json.dumps, upgrade)))
+    with pytest.raises(TableFeatureError, match="deletionVectors, with which files cannot be rewritten"):
+        log.commit([add(table.place, "copy.parquet", "one")], REWRITE, 1, [remove("one.parquet")])
+    assert [file.path for file in log.files()] == ["one.parquet"]
 
 
 def test_path_with_any_characters_is_added_and_removed(table: Table) -> None:
