@@ -344,13 +344,12 @@ def _before(moves: Sequence[Move], alias: Alias) -> int:
     """The target version of a rollback."""
     trail: list[int | None] = []  # the versions that led to the current one, without rolled back ones; None: cleared
     for move in _moves_of(moves, alias):
-        if move.why == ROLLBACK and move.version in trail[:-1]:
-            trail.pop()
+        if move.why == ROLLBACK and move.version in trail:
             while trail[-1] != move.version:
                 trail.pop()
         elif not trail or trail[-1] != move.version:
             trail.append(move.version)
-    earlier = [version for version in trail[:-1] if version is not None]
+    earlier = [version for version in trail[:-1] if version not in {None, trail[-1]}]
     if not earlier:
         raise ModelError(f"{alias} has no earlier version to go back to")
     return earlier[-1]

@@ -78,7 +78,10 @@ TARGETS = (
         excluded=frozenset({"BatchCommitter._score"}),
     ),
     Target("models/bundle.py", ("tests/models/test_manifest.py", "tests/models/test_bundle.py")),
-    Target("streaming/registry.py", ("tests/streaming/test_registry.py",)),
+    Target(
+        "streaming/registry.py",
+        ("tests/streaming/test_registry.py", "tests/streaming/storage/test_old_registry.py"),
+    ),
     Target("streaming/storage/registry_objects.py", ("tests/streaming/test_registry.py",)),
     Target("streaming/storage/alias_log.py", ("tests/streaming/test_registry.py",)),
     Target("streaming/storage/old_registry.py", ("tests/streaming/storage/test_old_registry.py",)),

@@ -10,15 +10,16 @@ from itertools import chain, count
 from pathlib import Path
 from threading import current_thread, main_thread
 from uuid import uuid4
+from zipfile import ZipFile
 
 import pytest
 from pydantic import ValidationError
 
 from models.bundle import FILES, GOLDEN, MANIFEST, Bundle, read_bundle
 from models.errors import ModelError
-from streaming.registry import ROLLBACK, Registry, open_registry
+from streaming.registry import ROLLBACK, Registry, _StoredFiles, open_registry
 from streaming.storage.alias_log import AliasLog
-from streaming.storage.registry_objects import MAX_BYTES, Move, Version, move_key, version_key
+from streaming.storage.registry_objects import MAX_BYTES, Move, Version, deleted_key, move_key, version_key
 from streaming.storage.store import Store, open_store
 from tests.models.samples import copy_bundle, replace_file, tiny_bundle
 from tests.object_store import BUCKET, ObjectStoreServer
@@ -93,6 +94,26 @@ def test_version_is_fetched_with_all_its_files(registry: Registry, bundle_dir: P
     assert files_below(tmp_path / "copy") == files_below(bundle_dir)
 
 
+def test_version_is_exported_with_all_its_files(registry: Registry, bundle_dir: Path, tmp_path: Path) -> None:
+    register(registry, bundle_dir)
+    assert registry.export(1, tmp_path / "model.zip") == registry.read(1)
+    with ZipFile(tmp_path / "model.zip") as file:
+        file.extractall(tmp_path / "copy")
+    assert files_below(tmp_path / "copy") == files_below(bundle_dir)
+
+
+def test_bundle_that_is_registered_already_is_not_registered_again(
+    registry: Registry, bundle_dir: Path, tmp_path: Path
+) -> None:
+    register(registry, bundle_dir)
+    other = tiny_bundle(tmp_path / "other", metrics={"accuracy": 1.0})
+    known, new = read_bundle(bundle_dir), read_bundle(other)
+    assert registry.keep(bundle_dir, known.sha256) == (1, False)
+    assert registry.keep(other, new.sha256) == (2, True)
+    assert (registry.versions(), registry.read(2)) == ([1, 2], new)
+    assert not other.exists(), "it was moved, not copied"
+
+
 def test_versions_with_equal_contents_share_their_files(registry: Registry, bundle_dir: Path, home: Path) -> None:
     register(registry, bundle_dir)
     before = {path.name: path.stat().st_ino for path in bundle_folder(home, 1).iterdir()}
@@ -159,6 +180,14 @@ def test_taken_number_that_is_not_listed_yet_is_not_reused(home: Path, bundle_di
 
 def register_one(home: Path) -> None:
     open_registry(home).register(lambda directory: shutil.copytree(home.parent / "bundle", directory))
+
+
+def test_number_after_all_taken_ones_is_used(
+    registry: Registry, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(registry, bundle_dir, 3)
+    monkeypatch.setattr(registry, "numbers", list)  # a listing without the latest objects
+    assert register(registry, bundle_dir) == [4]
 
 
 def test_killed_registration_leaves_no_version_and_can_be_repeated(bundle_dir: Path, tmp_path: Path) -> None:
@@ -236,6 +265,16 @@ def test_version_with_an_extra_or_missing_file_is_refused(registry: Registry, st
     for read in (registry.read, registry.manifest):
         with pytest.raises(ModelError, match=rf"{MANIFEST} is (missing|not a regular file)"):
             read(1)
+
+
+def test_file_removed_while_its_bundle_is_read_is_reported(registry: Registry, store: Store, bundle_dir: Path) -> None:
+    register(registry, bundle_dir)
+    folder = f"models/bundles/{registry.read(1).sha256}"
+    files = _StoredFiles(store, folder)
+    assert files.size(GOLDEN) == len(files.read(GOLDEN))
+    store.delete([f"{folder}/{GOLDEN}"])
+    with pytest.raises(ModelError, match=f"^{GOLDEN} is missing$"):
+        files.read(GOLDEN)
 
 
 def test_replaced_bundle_of_a_version_is_refused(
@@ -727,6 +766,44 @@ def test_version_with_an_alias_is_not_deleted(registry: Registry, bundle_dir: Pa
     with pytest.raises(ModelError, match="there is no model version 9"):
         registry.delete(9, by="me")
     assert registry.versions() == [1, 2]
+
+
+def test_version_promoted_during_its_deletion_is_kept(
+    registry: Registry, store: Store, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(registry, bundle_dir)
+    create = store.create
+
+    def create_late(key: str, data: bytes) -> bool:
+        if key == deleted_key(1):
+            Registry(store).promote(1, by="you", why="")
+        return create(key, data)
+
+    monkeypatch.setattr(store, "create", create_late)
+    with pytest.raises(ModelError, match="version 1 is the champion"):
+        registry.delete(1, by="me")
+    assert (registry.versions(), store.get(deleted_key(1))) == ([1], None)
+    assert registry.read(1) == read_bundle(bundle_dir)
+
+
+def test_files_shared_with_one_of_several_versions_are_kept(
+    registry: Registry, bundle_dir: Path, tmp_path: Path
+) -> None:
+    register(registry, bundle_dir, 2)
+    register(registry, tiny_bundle(tmp_path / "other", metrics={"accuracy": 1.0}))
+    registry.delete(1, by="me")
+    assert registry.read(2) == read_bundle(bundle_dir)
+
+
+def test_rollback_never_returns_to_the_current_version(registry: Registry, bundle_dir: Path) -> None:
+    register(registry, bundle_dir, 2)
+    registry.promote(1, alias="challenger", by="me", why="")
+    registry.clear(by="me", why="")
+    registry.promote(1, alias="challenger", by="me", why="")
+    with pytest.raises(ModelError, match="challenger has no earlier version"):
+        registry.rollback(alias="challenger", by="me")
+    registry.promote(2, alias="challenger", by="me", why="")
+    assert registry.rollback(alias="challenger", by="me").version == 1
 
 
 def test_cleared_challenger_is_restored_by_rollback(registry: Registry, store: Store, bundle_dir: Path) -> None:
