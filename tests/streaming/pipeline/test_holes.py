@@ -90,7 +90,7 @@ class Transactions:
     open: Any  # the producer of the open transaction
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def transactions(new_service: NewService) -> Iterator[Transactions]:
     settings = new_service()
     create_topic(str(settings.bootstrap_servers), settings.topic, partitions=4)
@@ -139,6 +139,7 @@ def test_committed_messages_have_one_row_and_aborted_ones_none(transactions: Tra
 
 def test_read_uncommitted_scores_aborted_messages(transactions: Transactions, new_service: NewService) -> None:
     settings = transactions.settings
+    transactions.open.commit_transaction()
     dirty = new_service().model_copy(update={"topic": settings.topic, "isolation": "read_uncommitted"})
     drain(dirty)
     assert scored_positions(dirty) == sorted(in_kafka(settings, "read_uncommitted"))
@@ -146,7 +147,7 @@ def test_read_uncommitted_scores_aborted_messages(transactions: Transactions, ne
     assert audit(dirty).clean
     found = imagestream(dirty, "audit", "--broker", code=1)  # reads only committed messages
     ends = [(p["where"]["partition"], p["where"]["from"], p["where"]["to"]) for p in found["problems"]]
-    assert ends == [(0, 0, 1), (0, 7, 8), (0, 12, 12), (1, 0, 1), (1, 3, 3)]
+    assert ends == [(0, 0, 1), (0, 7, 8), (0, 12, 12), (1, 0, 1)]
     assert {problem["kind"] for problem in found["problems"]} == {"not_in_kafka"}
 
 
