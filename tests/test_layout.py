@@ -47,7 +47,9 @@ def leaves(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
 COMMANDS = dict(leaves(get_command(app)))
 
 
-def test_import_rules_hold() -> None:
+def test_import_rules_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its configuration would disable all existing loggers of this process.
+    monkeypatch.setattr("importlinter.cli._configure_logging", lambda _: None)
     assert lint_imports(config_filename=str(CHECKOUT / "pyproject.toml"), no_cache=True) == EXIT_STATUS_SUCCESS
 
 

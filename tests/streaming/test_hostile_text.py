@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 
-from streaming import secret_files
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import run, write_json
 from streaming.cli.output_formats import Format, write_rows
@@ -64,9 +63,8 @@ def test_class_name_in_a_plot_is_not_parsed_as_math(name: str) -> None:
 
 
 def test_world_writable_secret_is_refused_and_readable_one_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(secret_files.log, "disabled", False)  # import-linter in this process disables existing loggers
     file = tmp_path / "key"
     file.write_text("k" * 32)
     file.chmod(0o646)

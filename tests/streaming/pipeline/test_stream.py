@@ -276,6 +276,7 @@ def test_labelled_images_under_two_keys_are_all_in_training(
     assert found == {*expected}
 
 
+@pytest.mark.usefixtures("spark")  # a new session would create its sockets' folder in `scratch`
 def test_spark_checkpoint_is_removed(service: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (scratch := tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
