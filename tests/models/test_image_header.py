@@ -409,6 +409,11 @@ def test_pixels_of_every_webp_chunk_are_limited(kind: str, before: tuple[tuple[b
     assert header(wide).excess == "70000x70000 = 4900000000 pixels, the limit is 64000000"
 
 
+def test_sides_of_a_lossless_webp_have_14_bits() -> None:
+    data = webp((b"VP8L", b"\x2f" + struct.pack("<I", 0x3FFF | 0x3FFF << 14 | 0xF << 28)))
+    assert header(data).excess == "16384x16384 = 268435456 pixels, the limit is 64000000"
+
+
 def test_webp_has_at_most_10000_chunks() -> None:
     assert header(webp(*[(b"XMP ", b"")] * 10_000)).excess is None
     assert header(webp(*[(b"XMP ", b"")] * 10_001)).excess == "more than 10000 chunks"
