@@ -1,6 +1,7 @@
 """Histories of a stream in real Delta tables, written as by the stream but without Spark and Kafka."""
 
 import hashlib
+import json
 import uuid
 from collections.abc import Collection, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -168,3 +169,14 @@ def decision_of(
 
 def new_topic() -> str:
     return f"images-{uuid.uuid4().hex[:8]}"
+
+
+def enable_deletion_vectors(place: str) -> None:
+    """Add a version in which another program has enabled deletion vectors; no file has one yet."""
+    log = sorted((Path(place) / "_delta_log").glob("*.json"))
+    actions = map(json.loads, log[0].read_text().splitlines())
+    (metadata,) = [action["metaData"] for action in actions if "metaData" in action]
+    metadata["configuration"]["delta.enableDeletionVectors"] = "true"
+    features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
+    upgrade = [{"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}}, {"metaData": metadata}]
+    log[0].with_stem(f"{len(log):020}").write_text("\n".join(map(json.dumps, upgrade)))

@@ -25,7 +25,7 @@ from streaming.settings import Settings
 from streaming.storage.table_features import TableFeatureError
 from streaming.storage.table_log import LiveFile, open_log
 from streaming.storage.tables import BATCHES, LABELS, NO_VALUE, PREDICTIONS, STATISTICS, Table
-from tests.streaming.history import NOON, commit_batch, quarantined, worker_file
+from tests.streaming.history import NOON, commit_batch, enable_deletion_vectors, quarantined, worker_file
 
 MB = 1024**2
 APP = "stream"
@@ -346,13 +346,7 @@ def test_table_with_column_mapping_is_refused(settings: Settings) -> None:
 
 def test_table_with_deletion_vectors_is_not_compacted(settings: Settings) -> None:
     table = quarantine_files(settings, 2)
-    log = Path(table.place) / "_delta_log"
-    first = [json.loads(line) for line in (log / f"{0:020}.json").read_text().splitlines()]
-    (metadata,) = [action["metaData"] for action in first if "metaData" in action]
-    metadata["configuration"]["delta.enableDeletionVectors"] = "true"
-    features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
-    upgrade = [{"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}}, {"metaData": metadata}]
-    (log / f"{3:020}.json").write_text("\n".join(map(json.dumps, upgrade)))
+    enable_deletion_vectors(table.place)
     assert "uses Delta's deletionVectors, with which files cannot be rewritten" in (compact(table.place, MB) or "")
     assert DeltaTable(table.place).version() == 3
 

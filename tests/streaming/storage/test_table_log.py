@@ -32,7 +32,7 @@ from streaming.storage.table_log import (
 )
 from streaming.storage.tables import LABELS, PREDICTIONS, Table
 from tests.conftest import environment
-from tests.streaming.history import NOON
+from tests.streaming.history import NOON, enable_deletion_vectors
 from tests.streaming.racers import run_at_once
 
 APP = "stream"
@@ -228,11 +228,7 @@ def test_removed_file_cannot_be_replaced(table: Table) -> None:
 def test_file_is_not_replaced_once_deletion_vectors_are_enabled(table: Table) -> None:
     log = open_log(table.place)
     assert log.commit([add(table.place, "one.parquet", "one")], APP, 0)
-    (metadata,) = [action["metaData"] for action in entries(table.place)[0] if "metaData" in action]
-    metadata["configuration"]["delta.enableDeletionVectors"] = "true"
-    features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
-    upgrade = [{"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}}, {"metaData": metadata}]
-    (Path(table.place) / "_delta_log" / f"{2:020}.json").write_text("\n".join(map(json.dumps, upgrade)))
+    enable_deletion_vectors(table.place)
     with pytest.raises(TableFeatureError, match="deletionVectors, with which files cannot be rewritten"):
         log.commit([add(table.place, "copy.parquet", "one")], REWRITE, 1, [remove("one.parquet")])
     assert [file.path for file in log.files()] == ["one.parquet"]
