@@ -16,7 +16,8 @@ unexport PYTHONDONTWRITEBYTECODE
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test-tools demo examples test soak mutants check docs audit bench bench-quick clean distclean
+.PHONY: help setup test-tools demo examples test soak mutants check check-types check-secrets check-audit check-style \
+	check-imports check-prose docs audit bench bench-quick clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,14 +58,27 @@ soak: setup ## Run fault injection, simulations, real data and the tutorial in f
 mutants: setup ## Test the tests of critical modules by mutation (ARGS="--sample 20")
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-check: .venv/.ready ## Check format, lint, types, import rules, prose and secrets; no Java, no jars
+# Separate targets, so that make can run them side by side; the longest first.
+check: check-types check-secrets check-audit check-style check-imports check-prose ## Check types, format, lint, import rules, prose and secrets; no Java, no jars
+
+check-types: .venv/.ready
+	@$(BIN)/mypy
+
+check-secrets: .venv/.ready
+	@git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify --exclude-files '\.lock$$' --exclude-lines 'SHA256 ='
+
+check-audit: .venv/.ready
+	@$(BIN)/python .ci/audit
+
+check-style: .venv/.ready
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy
+
+check-imports: .venv/.ready
 	@$(BIN)/lint-imports
+
+check-prose: .venv/.ready
 	@$(BIN)/python .ci/prose
-	@git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify --exclude-files '\.lock$$' --exclude-lines 'SHA256 ='
-	@$(BIN)/python .ci/audit
 
 docs: .venv/.ready ## Build the documentation site into build/site, without network
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -194,7 +194,8 @@ class SharedSpark:
     def start(self, home: Path, jars: Path) -> SparkSession:
         if self._block is None:
             settings = Settings(home=home, jars=jars, master="local[2,4]", driver_memory="1g")
-            conf = {"spark.sql.shuffle.partitions": "2"}
+            # Tests run many different queries: by default, code is generated and compiled again after 100 of them.
+            conf = {"spark.sql.shuffle.partitions": "2", "spark.sql.codegen.cache.maxEntries": "5000"}
             self._block = spark_session(settings, "tests", delta=True, conf=conf)
             self._session = self._block.__enter__()
         return self._session
