@@ -13,11 +13,12 @@ SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder --durations 30
 IN_ORDER_OF = $(if $(filter-out random,$(ORDER)),--randomly-seed=$(ORDER))
 # Some container images set this variable; every process would then recompile the modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
+# Separate targets, so that make can run them side by side; the longest first.
+CHECKS := check-types check-secrets check-audit check-style check-imports check-prose
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test-tools demo examples test soak mutants check check-types check-secrets check-audit check-style \
-	check-imports check-prose docs audit bench bench-quick clean distclean
+.PHONY: help setup test-tools demo examples test soak mutants check $(CHECKS) docs audit bench bench-quick clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,8 +59,7 @@ soak: setup ## Run fault injection, simulations, real data and the tutorial in f
 mutants: setup ## Test the tests of critical modules by mutation (ARGS="--sample 20")
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-# Separate targets, so that make can run them side by side; the longest first.
-check: check-types check-secrets check-audit check-style check-imports check-prose ## Check types, format, lint, import rules, prose and secrets; no Java, no jars
+check: $(CHECKS) ## Check types, format, lint, import rules, prose and secrets; no Java, no jars
 
 check-types: .venv/.ready
 	@$(BIN)/mypy
