@@ -5,7 +5,6 @@ import platform
 import re
 import shutil
 import subprocess
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +79,7 @@ def install_java(home: Path) -> Path:
     target = make_dir(home / "java")
     try:
         download_jdk(VERSION_TO_INSTALL, target)
-    except (ServiceError, OSError, tarfile.TarError) as error:
+    except (ServiceError, OSError) as error:
         raise UnavailableError(
             f"Java 17 or 21 is needed, and could not be downloaded ({error})", hint=install_hint()
         ) from error

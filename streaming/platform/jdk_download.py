@@ -10,7 +10,6 @@ import hashlib
 import json
 import platform
 import re
-import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +17,11 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 from streaming.errors import ConfigurationError, DataError, NotFoundError
+
+try:
+    from backports import tarfile  # before Python 3.11.4, the standard library has no extraction filters
+except ImportError:
+    import tarfile
 
 API = "https://api.adoptium.net"
 SYSTEMS = {"Linux": "linux", "Darwin": "mac"}
@@ -34,18 +38,25 @@ def download_jdk(version: str, target: Path, api: str = API) -> None:
     """Unpack the latest JDK of a version into a folder of `target`.
 
     Raises:
-        ServiceError: there is none for this machine, or it does not match its checksum.
+        ServiceError: there is none for this machine, it does not match its checksum, or its archive is unsafe.
         OSError: it cannot be downloaded or unpacked.
     """
     package = _package(version, api)
     with TemporaryDirectory(dir=target) as scratch:
         archive = Path(scratch) / "archive"
         _fetch(package["link"], package["checksum"], archive)
-        with tarfile.open(archive) as tar:
-            size = sum(member.size for member in tar)
-            if size > MAX_UNPACKED_BYTES:
-                raise DataError(f"the JDK unpacks to {size:,} bytes, the limit is {MAX_UNPACKED_BYTES:,}")
-            tar.extractall(target, filter="data")  # nothing outside the folder, no devices, no setuid
+        try:
+            _unpack(archive, target)
+        except tarfile.TarError as error:
+            raise DataError(f"the archive of the JDK is damaged or unsafe: {error}") from error
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    with tarfile.open(archive) as tar:
+        size = sum(member.size for member in tar)
+        if size > MAX_UNPACKED_BYTES:
+            raise DataError(f"the JDK unpacks to {size:,} bytes, the limit is {MAX_UNPACKED_BYTES:,}")
+        tar.extractall(target, filter="data")  # nothing outside the folder, no devices, no setuid
 
 
 def _package(version: str, api: str) -> dict[str, str]:

@@ -59,7 +59,10 @@ def test_altered_jdk_is_not_unpacked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "kind"), [("../outside", tarfile.REGTYPE), ("jdk-17/link", tarfile.SYMTYPE)])
 def test_archive_member_outside_its_folder_is_refused(tmp_path: Path, name: str, kind: bytes) -> None:
     (tmp_path / "java").mkdir()
-    with api(archive(name, kind)) as url, pytest.raises((OSError, tarfile.TarError)):
+    with (
+        api(archive(name, kind)) as url,
+        pytest.raises(ServiceError, match="damaged or unsafe: .*(outside|absolute path)"),
+    ):
         download_jdk("17", tmp_path / "java", url)
     assert not (tmp_path / "outside").exists()
 
