@@ -3,9 +3,10 @@
 UV_VERSION := 0.13.9
 ATHERIS_VERSION := 3.0.0
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
-# A version manager's shim exists even for versions that are not installed, so run each candidate, once and only if needed.
-PYTHON ?= $(eval PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
-	$$p -c '$(FITS)' >/dev/null 2>&1 && { echo $$p; break; }; done))$(PYTHON)
+# The distribution's Python first: those that version managers compile usually lack profile-guided optimization, and take
+# a quarter more CPU time. A version manager's shim exists even for versions that are not installed, so run each candidate.
+PYTHON ?= $(eval PYTHON := $(shell for p in /usr/bin/python3 python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import ensurepip; $(FITS)' >/dev/null 2>&1 && { echo $$p; break; }; done))$(PYTHON)
 BIN := .venv/bin
 HOME_DIR := .imagestream
 # Most of a test's time is spent waiting for a JVM. Tests of a file stay together because they share services.
