@@ -102,7 +102,7 @@ def _check_certificates(settings: Settings) -> None:
         raise ConfigurationError(
             "IMAGESTREAM_KAFKA_CERTIFICATE_FILE and IMAGESTREAM_KAFKA_KEY_FILE go together: set both"
         )
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if ca is not None:
         try:
             context.load_verify_locations(cadata=_text("kafka_ca_file", ca))

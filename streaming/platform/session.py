@@ -66,6 +66,8 @@ CONF = {
     **{f"spark.executorEnv.{name}": value for name, value in RETURN_MEMORY.items()},
     "spark.executorEnv.PYTHONSAFEPATH": "1",  # workers do not import modules from their working directory
     "spark.ui.showConsoleProgress": "false",
+    # Otherwise, each operation of a data frame makes several calls to the JVM to record its line for error messages.
+    "spark.python.sql.dataFrameDebugging.enabled": "false",
     "spark.log.level": "WARN",
 }
 MAX_SOCKET_DIR = 64  # characters: socket paths are limited to 104 to 108, and Spark appends 43
