@@ -19,12 +19,14 @@ CHECKS := check-types check-secrets check-audit check-style check-imports check-
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test-tools demo examples test soak mutants check $(CHECKS) docs audit bench bench-quick clean distclean
+.PHONY: help setup test-setup test-tools demo examples test soak mutants check $(CHECKS) docs audit bench bench-quick clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready $(HOME_DIR)/jars/.ready ## Install everything: .venv from the lock, Java if missing, the jars
+
+test-setup: test-tools $(HOME_DIR)/tests/.backbones $(HOME_DIR)/tests/.classes
 
 test-tools:
 	@missing=""; command -v chromedriver >/dev/null || missing="chromium chromium-driver"; \
@@ -49,7 +51,7 @@ demo: setup ## Run the whole loop on real images: publish, stream, query, retrai
 examples: setup ## Run five published systems on small data and print a table (ARGS="digits_transfer fruits_pca")
 	@$(BIN)/python -m examples $(ARGS)
 
-test: setup test-tools ## Run every test on real Kafka, Spark and Delta (ARGS="tests/models -x", ORDER=random)
+test: setup test-setup ## Run every test on real Kafka, Spark and Delta (ARGS="tests/models -x", ORDER=random)
 	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE)) $(if $(ORDER),-p randomly $(IN_ORDER_OF))
 
 soak: setup ## Run fault injection, simulations, real data and the tutorial in full, for hours (ARGS="--seed 7 -k kill")
@@ -99,7 +101,7 @@ clean: ## Remove caches of tests, linters and builds; keep the home
 
 distclean: clean ## Also remove everything that set-up installed; keep tables, models and broker data in the home
 	@test ! -x $(BIN)/imagestream || test ! -d $(HOME_DIR)/broker || $(BIN)/imagestream --home $(HOME_DIR) broker stop
-	@rm -rf .venv $(HOME_DIR)/jars $(HOME_DIR)/java $(HOME_DIR)/backbones
+	@rm -rf .venv $(HOME_DIR)/jars $(HOME_DIR)/java $(HOME_DIR)/backbones $(HOME_DIR)/tests
 	@rmdir $(HOME_DIR) 2>/dev/null || test ! -d $(HOME_DIR) || \
 		echo "kept: $$(cd $(HOME_DIR) && ls -A | tr '\n' ' ')in $(HOME_DIR); to remove your data: rm -r $(HOME_DIR)"
 
@@ -124,4 +126,16 @@ $(HOME_DIR)/jars/.ready: streaming/platform/ivy.xml streaming/platform/jars.lock
 	@echo "set-up: Java, the jars and the default backbone (60 MB, two minutes)"
 	@env IMAGESTREAM_JARS=$(HOME_DIR)/jars IMAGESTREAM_BACKBONES=$(HOME_DIR)/backbones \
 		$(BIN)/imagestream --home $(HOME_DIR) setup
+	@touch $@
+
+$(HOME_DIR)/tests/.backbones: tests/prepare.py | .venv/.ready
+	@echo "set-up: backbones for the tests (a minute)"
+	@mkdir -p $(@D)
+	@$(BIN)/python -m tests.prepare backbones
+	@touch $@
+
+$(HOME_DIR)/tests/.classes: tests/prepare.py $(HOME_DIR)/jars/.ready
+	@echo "set-up: class data archives for the JVMs of the tests (a minute)"
+	@mkdir -p $(@D)
+	@$(BIN)/python -m tests.prepare classes
 	@touch $@

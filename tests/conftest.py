@@ -21,10 +21,7 @@ import pytest
 from filelock import FileLock
 from pyspark.sql import SparkSession
 
-import models.backbone
-from models.architectures import BackboneSpec
 from models.backbone import DEFAULT_BACKBONE, ExportedBackbone, export_backbone
-from models.convert import convert
 from streaming.settings import Settings
 from streaming.storage.store import open_store
 from tests.forms import (
@@ -39,12 +36,11 @@ from tests.forms import (
     seed,
 )
 from tests.object_store import BUCKET, WEED, ObjectStoreServer, start_object_store
+from tests.prepare import CHECKOUT, EXPORTS, exports_in_this_process
 from tests.services import (
     BROKER,
-    CHECKOUT,
     FRAGILE_BROKER,
     OBJECT_STORE,
-    SET_UP,
     SharedSpark,
     made_once,
     shared_broker,
@@ -76,8 +72,7 @@ gc.disable()  # during collection, which allocates many objects and leaves no ga
 SPARK = SharedSpark()
 DAEMON = "spark.python.daemon.module"
 TRAINED_ITERATIONS = 10  # of the classifier of the shared model and its retrainings; each is a Spark job
-# Files that take minutes: they start first, so that no process runs one alone at the end. The second to the fourth need
-# no JVM: in a new checkout, the first creates the class data archives meanwhile.
+# Files that take minutes: they start first, so that no process runs one alone at the end.
 LONGEST_FIRST = (
     "tests/faults/test_kill.py",
     "tests/models/test_backbone_contract.py",
@@ -144,7 +139,7 @@ def jars_dir() -> Path:
 @pytest.fixture(scope="session")
 def exports() -> Path:
     """The folder of the checkout's exported backbones; their keys change with their contents."""
-    return SET_UP / "backbones"
+    return EXPORTS
 
 
 @pytest.fixture(scope="session")
@@ -156,16 +151,8 @@ def exported(exports: Path, run_dir: Path) -> ExportedBackbone:
 
 @pytest.fixture(scope="module")
 def exports_here() -> Iterator[None]:
-    """Backbones are exported in this process, which imports TensorFlow once, during the tests of the module.
-
-    For an export in its own process, see tests/models/test_backbone.py.
-    """
-
-    def convert_here(spec: BackboneSpec, weights: str, folder: Path) -> None:
-        convert(spec.name, weights, folder, spec.output, spec.input_size)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models.backbone, "_convert_in_subprocess", convert_here)
+    """Backbones are exported in this process, which imports TensorFlow once, during the tests of the module."""
+    with exports_in_this_process():
         yield
 
 

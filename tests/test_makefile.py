@@ -11,7 +11,8 @@ import pytest
 
 CHECKOUT = Path(__file__).parent.parent
 SOURCES = ("requirements.lock", "pyproject.toml", "streaming/platform/ivy.xml", "streaming/platform/jars.lock")
-STAMPS = (".venv/.locked", ".venv/.ready", ".imagestream/jars/.ready")
+FOR_TESTS = (".imagestream/tests/.backbones", ".imagestream/tests/.classes")
+STAMPS = (".venv/.locked", ".venv/.ready", ".imagestream/jars/.ready", *FOR_TESTS)
 UP_TO_DATE, STALE = 0, 1  # how `make --question` exits
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The files of a checkout that make reads, without a virtual environment."""
-    for name in ("Makefile", *SOURCES):
+    for name in ("Makefile", "tests/prepare.py", *SOURCES):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CHECKOUT / name, tmp_path / name)
     return tmp_path
@@ -44,7 +45,7 @@ def test_make_without_a_target_lists_all_targets(checkout: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("target", ["setup", ".venv/.ready"])
+@pytest.mark.parametrize("target", ["setup", ".venv/.ready", *FOR_TESTS])
 def test_completed_set_up_is_not_repeated(checkout: Path, target: str) -> None:
     assert make(checkout, "--question", target).returncode == STALE
     set_up(checkout)

@@ -27,7 +27,7 @@ from streaming.settings import Settings
 from streaming.storage.table_log import open_delta
 from tests.conftest import imagestream
 from tests.object_store import SECRET
-from tests.services import QUICK_JVM
+from tests.prepare import QUICK_JVM
 
 IMAGES = 300
 PER_BATCH = 60

@@ -15,7 +15,7 @@ from streaming.platform.java import find_java
 from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.faults.harness import Position, drain, rows
-from tests.services import SET_UP
+from tests.prepare import SET_UP
 
 PROGRAM = Path(__file__).with_name("ForeignProducer.java")
 COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")

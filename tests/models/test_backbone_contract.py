@@ -1,52 +1,29 @@
 """Properties that hold for every backbone.
 
-Random weights replace those that would have to be downloaded, and large networks run at small input sizes: the
-properties depend on neither. Exports are cached between runs.
+They depend neither on the weights nor on the input size, so most backbones have random weights and small inputs.
 """
 
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from models.architectures import BACKBONES, Output, Size
+from models.architectures import BACKBONES
 from models.backbone import (
     MAX_PARITY_ERROR,
     MAX_RELATIVE_PARITY_ERROR,
     ExportedBackbone,
     build,
     build_body,
-    export_backbone,
 )
 from models.bundle import BackboneEntry
 from models.convert import comparison_images
 from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
 from models.translated_engine import TranslatedEngine
-
-
-class Case(NamedTuple):
-    weights: str
-    output: Output
-    input_size: Size | None
-    n_features: int
-
-
-CASES = {
-    "efficientnet_lite0": Case("imagenet", "pooled", None, 1280),
-    "mobilenet_v2": Case("random", "flat", None, 62_720),
-    "inception_v3": Case("random", "pooled", (75, 90), 2048),
-    "xception": Case("random", "flat", (71, 80), 3 * 3 * 2048),
-    "resnet50": Case("random", "pooled", (64, 48), 2048),
-    "vgg16": Case("random", "flat", (32, 64), 2 * 512),
-    "vgg19": Case("random", "pooled", (40, 40), 512),
-    "cnn_gray": Case("random", "pooled", None, 16),
-    "cnn_color": Case("random", "flat", (20, 34), 128),
-    "pixels": Case("none", "flat", (8, 6), 8 * 6 * 3),
-}
+from tests.prepare import CASES, export
 
 # As in a Spark worker: the parent, which has run an engine, forks; the child creates another engine and runs it.
 FORKED = """
@@ -68,11 +45,6 @@ features = engine(pixels)
 np.savez(answer, features=features, grown=process.memory_info().rss - before)
 os._exit(0)
 """
-
-
-def export(name: str, exports: Path) -> ExportedBackbone:
-    case = CASES[name]
-    return export_backbone(name, case.weights, exports, output=case.output, input_size=case.input_size)
 
 
 @pytest.fixture(scope="module")
