@@ -37,6 +37,7 @@ from tests.forms import (
 )
 from tests.object_store import BUCKET, WEED, ObjectStoreServer, start_object_store
 from tests.prepare import CHECKOUT, EXPORTS, exports_in_this_process
+from tests.schedule import pytest_xdist_make_scheduler
 from tests.services import (
     BROKER,
     FRAGILE_BROKER,
@@ -59,6 +60,7 @@ __all__ = [
     "pytest_addoption",
     "pytest_ignore_collect",
     "pytest_terminal_summary",
+    "pytest_xdist_make_scheduler",
     "record",
     "rng",
     "seed",
