@@ -17,7 +17,7 @@ class QuietHandler(BaseHTTPRequestHandler):
 def http_server(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
     """Run a server with `handler` for the block; yields its URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
+        thread = Thread(target=server.serve_forever, args=(0.02,))  # seconds until it notices that it is shut down
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"

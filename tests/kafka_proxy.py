@@ -77,7 +77,7 @@ def _without(response: bytes, version: int, hidden: int | None) -> bytes:
 def kafka_proxy() -> Iterator[KafkaProxy]:
     """Run a proxy for the block; set its `broker` before use."""
     with KafkaProxy() as proxy:
-        thread = Thread(target=proxy.serve_forever)
+        thread = Thread(target=proxy.serve_forever, args=(0.02,))  # seconds until it notices that it is shut down
         thread.start()
         try:
             yield proxy
