@@ -158,11 +158,12 @@ def run(arguments: list[str] | None = None) -> None:
             try:
                 code = app(arguments, prog_name=NAME, standalone_mode=False)
             except Exception:
-                if not termination.received:
+                if termination.received is None:
                     raise
-                code = EXIT_INTERRUPTED  # Spark's JVM may have ended too, so that closing fails
+                # A library replaced the interrupt, or Spark's JVM has ended too, so that closing failed.
+                code = EXIT_INTERRUPTED
                 _debug(arguments)
-            if code == EXIT_INTERRUPTED and termination.received and not termination.reported:
+            if code == EXIT_INTERRUPTED and termination.by_sigterm and not termination.reported:
                 err.print(STOPPED, style="yellow")
     except typer.TyperException as error:
         code = error.exit_code

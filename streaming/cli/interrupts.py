@@ -36,6 +36,6 @@ def stoppable(hint: str) -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__  # Spark wraps the interrupt when it cancels its jobs
         if cause is None:
             raise
-        err.print(f"{STOPPED if termination.received else 'interrupted'}; {hint}", style="yellow")
+        err.print(f"{STOPPED if termination.by_sigterm else 'interrupted'}; {hint}", style="yellow")
         termination.reported = True
         raise typer.Exit(EXIT_INTERRUPTED) from error

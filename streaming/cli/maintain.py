@@ -1,6 +1,5 @@
 """`imagestream maintain`: compact and vacuum the tables."""
 
-import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,10 +49,10 @@ def maintain(
     if every_s is None:
         once()
         return
-    with until_stopped():
+    with until_stopped() as stop:
         while True:
             once()
-            threading.Event().wait(every_s)
+            stop.wait(every_s)
 
 
 def _show(report: "MaintenanceReport") -> None:

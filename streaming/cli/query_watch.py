@@ -2,7 +2,6 @@
 
 import io
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
@@ -26,7 +25,7 @@ def watch(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], eve
     """
     shown, last = 0, None
     live = Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext()
-    with until_stopped(), live as screen:
+    with until_stopped() as stop, live as screen:
         while True:
             answer = _answer(ask, format_)
             if answer != last:
@@ -36,7 +35,7 @@ def watch(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], eve
                     sys.stdout.flush()
             if screen is not None:
                 screen.update(_drawn(answer, every_s), refresh=True)
-            threading.Event().wait(every_s)
+            stop.wait(every_s)
     return shown
 
 

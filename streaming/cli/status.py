@@ -1,6 +1,5 @@
 """`imagestream status`: health, lag and throughput of a stream."""
 
-import threading
 from contextlib import nullcontext
 from pathlib import Path
 from time import time
@@ -50,10 +49,10 @@ def status(
         found = read_status(settings)
     if watch:
         # On a terminal the table is redrawn in place.
-        with until_stopped(), Live(console=out) if out.is_terminal else nullcontext() as live:
+        with until_stopped() as stop, Live(console=out) if out.is_terminal else nullcontext() as live:
             while True:
                 live.update(_table(found), refresh=True) if live else _show(found, format_, output)
-                threading.Event().wait(every)
+                stop.wait(every)
                 with checking():
                     found = read_status(settings)
     else:
