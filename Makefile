@@ -107,7 +107,7 @@ distclean: clean ## Also remove everything that set-up installed; keep tables, m
 
 .venv/.locked: requirements.lock
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed, none was found:" \
-		"install one, or set PYTHON=…" >&2; exit 1; }
+		"install one (Debian and Ubuntu: with python3-venv), or set PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c '$(FITS)' 2>/dev/null || { echo "error: Python 3.11, 3.12 or 3.13 is needed," \
 		"not $(PYTHON): set PYTHON=…" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "set-up: virtual environment in .venv, $$($(PYTHON) --version)"; \
