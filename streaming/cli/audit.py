@@ -7,9 +7,10 @@ import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, checking, settings_of, write_json
 from streaming.cli.command_line import OPERATION
-from streaming.cli.console import counted, err, out
+from streaming.cli.console import err, out
 from streaming.cli.output import FormatOption, OutputOption, list_rows
 from streaming.cli.output_formats import Format
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     from streaming.jobs.audit import AuditReport

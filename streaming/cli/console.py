@@ -56,11 +56,6 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-def counted(n: int, noun: str) -> str:
-    """A number of things: `1 batch`, `1,200 batches`."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "es" if noun.endswith("ch") else "s")
-
-
 def warn(*lines: str) -> None:
     """Print warnings on standard error."""
     for line in lines:

@@ -9,6 +9,7 @@ from streaming.cli.app import JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import OPERATION
 from streaming.cli.console import err, out
 from streaming.errors import UsageError
+from streaming.wording import counted
 
 SHOWN = 10
 
@@ -47,12 +48,14 @@ def erase(
         raise UsageError("give either --id ID, one or more times, or --deleted-elsewhere")
     if deleted_elsewhere:
         n = record_deleted(settings, who)
-        out.print(f"recorded {n:,} messages as erased whose rows another program has deleted")
+        out.print(f"recorded {counted(n, 'message')} as erased whose rows another program has deleted")
         write_json(json_file, {"recorded": n})
         return
     result = run(settings, ids or [], who)
     rows = ", ".join(f"{n:,} from {table}" for table, n in result.rows.items())
-    out.print(f"erased {len(result.ids):,} ids: {rows or 'no rows'}; {result.files_removed:,} files removed")
+    out.print(
+        f"erased {counted(len(result.ids), 'id')}: {rows or 'no rows'}; {counted(result.files_removed, 'file')} removed"
+    )
     for topic, partition, offset in result.messages[:SHOWN]:
         err.print(f"in Kafka until its retention has passed: {topic} partition {partition}, offset {offset:,}")
     if len(result.messages) > SHOWN:

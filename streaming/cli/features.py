@@ -20,6 +20,7 @@ from streaming.cli.interrupts import stoppable
 from streaming.errors import UsageError
 from streaming.jobs.output import FileFormat
 from streaming.training.fit_options import FitOptions, ProjectionKind
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     from streaming.images.dataset import Dataset
@@ -129,8 +130,8 @@ def _print_result(result: "Exported", dataset: "Dataset", output: str, json_file
         err.print(f"left out {found.n_bad - len(found.bad):,} more", style="yellow")
     kept = f" ({result.variance_kept:.1%} of the variance)" if result.variance_kept else ""
     out.print(
-        f"{output}: {result.rows:,} of {dataset.n_images:,} images, {result.n_components:,} columns{kept}; "
-        f"{found.reused:,} reused from an earlier run"
+        f"{output}: {result.rows:,} of {counted(dataset.n_images, 'image')}, "
+        f"{counted(result.n_components, 'column')}{kept}; {found.reused:,} reused from an earlier run"
     )
     summary = {"output": str(output), **asdict(result), "dataset": dataset.as_summary()}
     write_json(json_file, summary)

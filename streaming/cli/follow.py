@@ -10,6 +10,7 @@ from streaming.cli.console import err
 from streaming.follow import Idle, follow_settings
 from streaming.settings import Settings
 from streaming.signals import stop_signals
+from streaming.wording import counted
 
 
 def follow_lines(
@@ -37,5 +38,5 @@ def follow_lines(
                 if lines == limit:
                     break
     sys.stdout.flush()
-    err.print(f"{lines:,} predictions; continue with --after {position}")
+    err.print(f"{counted(lines, 'prediction')}; continue with --after {position}")
     return {"answers": lines, "position": position}

@@ -10,6 +10,7 @@ from streaming.cli.command_line import OPERATION, Deprecated
 from streaming.cli.console import err, out
 from streaming.durations import parse_duration
 from streaming.signals import until_stopped
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     from streaming.jobs.maintain import MaintenanceReport
@@ -60,8 +61,9 @@ def _show(report: "MaintenanceReport") -> None:
 
     for table in report.tables:
         out.print(
-            f"{table.name}: {table.files_before:,} → {table.files_after:,} files, {decimal(table.bytes_after)}, "
-            f"{table.vacuumed:,} unused files removed (older than {table.retention_hours} h)"
+            f"{table.name}: {table.files_before:,} → {counted(table.files_after, 'file')}, "
+            f"{decimal(table.bytes_after)}, {counted(table.vacuumed, 'unused file')} removed "
+            f"(older than {table.retention_hours} h)"
         )
         if table.skipped:
             err.print(f"{table.name} is left for the next run: {table.skipped}", style="yellow")

@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from streaming.cli.console import claim_stdout, counted, draw, new_table, out, printable
+from streaming.cli.console import claim_stdout, draw, new_table, out, printable
 from streaming.errors import UsageError
 from streaming.storage.atomic_file import replacement
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa

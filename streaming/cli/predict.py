@@ -19,6 +19,7 @@ from streaming.cli.output import FormatOption, OutputOption
 from streaming.cli.output_formats import Format, Rows, check_format, write_rows
 from streaming.cli.query import SpreadsheetOption, pipe_may_close
 from streaming.errors import UsageError
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,8 +96,7 @@ def predict(
     if not done:
         raise UsageError(f"expected images, got folders without a file: {', '.join(images)}")
     rate = f"{seconds:.1f} s ({summary['images_per_s']:,.0f} images/s)"
-    images_done = f"{done:,} image{'' if done == 1 else 's'}"
-    err.print(f"{images_done} in {rate}, model version {loaded.version}")
+    err.print(f"{counted(done, 'image')} in {rate}, model version {loaded.version}")
     if bad:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(bad.items()))
         err.print(f"{sum(bad.values()):,} without a prediction: {reasons}")

@@ -14,6 +14,7 @@ from streaming.cli.command_line import IMAGES
 from streaming.cli.console import err, out, printable, progress_bar, text_column
 from streaming.errors import ServiceError, UsageError
 from streaming.storage.store import check_place, is_uri
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     from producer import PublishSummary
@@ -126,7 +127,7 @@ def _warn_of_retention(settings: "Settings", target: "Target") -> None:
         return
     for topic, count in near.items():
         err.print(
-            f"{count:,} messages of {topic} are unprocessed and past half of Kafka's retention time: "
+            f"{topic}: {counted(count, 'unprocessed message')} past half of Kafka's retention time: "
             "start `imagestream stream`",
             style="yellow",
         )
@@ -221,12 +222,12 @@ def _watch(
         )
     write_json(json, asdict(summary))
     out.print(
-        f"sent {summary.sent:,} files to {summary.topic} in {summary.seconds:.1f} s: {summary.bytes / 1e6:,.1f} MB;"
-        f" {summary.skipped:,} skipped"
+        f"sent {counted(summary.sent, 'file')} to {summary.topic} in {summary.seconds:.1f} s: "
+        f"{summary.bytes / 1e6:,.1f} MB; {summary.skipped:,} skipped"
     )
     _print_files("skipped", [(skip.path, f"{skip.reason}: {skip.detail}") for skip in summary.skips])
     if summary.undelivered:
-        err.print(f"{summary.undelivered:,} files were not acknowledged; the next run sends them", style="red")
+        err.print(f"not acknowledged: {counted(summary.undelivered, 'file')}; the next run sends them", style="red")
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -285,7 +286,7 @@ def _print_summary(summary: "PublishSummary") -> None:
     from rich.filesize import decimal
 
     out.print(
-        f"sent {summary.sent:,} of {summary.found:,} files to {summary.topic}: {decimal(summary.bytes)}"
+        f"sent {summary.sent:,} of {counted(summary.found, 'file')} to {summary.topic}: {decimal(summary.bytes)}"
         f" in {summary.seconds:.1f} s ({summary.images_per_second:,.0f} images/s,"
         f" {summary.megabytes_per_second:,.1f} MB/s)"
     )
@@ -294,7 +295,7 @@ def _print_summary(summary: "PublishSummary") -> None:
     untried = summary.found - summary.sent - len(summary.skipped) - len(summary.failed)
     if untried:
         why = "Ctrl-C" if summary.interrupted else "the failure above"
-        err.print(f"{untried:,} files were not acknowledged because of {why}")
+        err.print(f"not acknowledged because of {why}: {counted(untried, 'file')}")
 
 
 def _print_files(what: str, files: list[tuple[str, str]]) -> None:

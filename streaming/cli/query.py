@@ -17,6 +17,7 @@ from streaming.cli.console import err
 from streaming.cli.output import WATCH_S, EveryOption, FormatOption, OutputOption
 from streaming.cli.output_formats import STDOUT, Format, check_format, write_rows
 from streaming.errors import UsageError
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -197,7 +198,7 @@ def _answer(
             rows = write_rows(reader, format_, output, spreadsheet=spreadsheet)
             sys.stdout.flush()
         if output not in (None, STDOUT):
-            err.print(f"{rows:,} rows in {output}")
+            err.print(f"{counted(rows, 'row')} in {output}")
         write_json(summary, {"rows": rows, "columns": columns, "format": format_.value, "output": output})
 
 

@@ -8,6 +8,7 @@ import typer
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import OPERATION
 from streaming.cli.console import err, out, progress_bar
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     from streaming.jobs.replay import ReplayReport
@@ -42,7 +43,7 @@ def replay(
         total = sum(counts.values()) if limit is None else min(limit, sum(counts.values()))
         for name, count in counts.items():
             out.print(f"{name}: {count:,}")
-        out.print(f"{total:,} messages would be sent")
+        out.print(f"would send {counted(total, 'message')}")
         write_json(json_file, {"wanted": total, "by_reason": counts, "sent": 0})
         return
     servers = home_servers(settings)
@@ -54,10 +55,10 @@ def replay(
 
         report = run(settings, servers, options, show)
     reasons = ", ".join(f"{name} {count:,}" for name, count in sorted(report.by_reason.items()))
-    out.print(f"sent {report.sent:,} of {report.wanted:,} messages" + (f": {reasons}" if reasons else ""))
+    out.print(f"sent {report.sent:,} of {counted(report.wanted, 'message')}" + (f": {reasons}" if reasons else ""))
     if report.refused:
         err.print(
-            f"{report.refused:,} messages are larger than the broker accepts and stay quarantined", style="yellow"
+            f"still quarantined: {counted(report.refused, 'message')} larger than the broker accepts", style="yellow"
         )
     if report.failed:
         err.print(f"stopped: {report.failed}; run the command again to send the rest", style="red")

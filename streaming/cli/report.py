@@ -14,6 +14,7 @@ from streaming.cli.console import Spinner, err, out
 from streaming.cli.output import FormatOption, list_rows, print_table
 from streaming.cli.output_formats import Format
 from streaming.errors import UsageError
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     from streaming.reports.report_content import ModelReport
@@ -195,7 +196,7 @@ def _write_page(found: "ModelReport", output: Path, json_file: Path | None) -> N
         out.print(
             f"gain in {compared.paired.objective.name} {compared.paired.gain.value:+.4f} ({compared.gain.low:+.4f} to "
             f"{compared.gain.high:+.4f}) against version {compared.against} on the same "
-            f"{compared.counts.rows:,} images"
+            f"{counted(compared.counts.rows, 'image')}"
         )
     out.print(f"{output} ({len(figures)} figures in {figures[0].parent})")
     write_json(json_file, summary_of(found) | {"output": str(output), "figures": [str(file) for file in figures]})

@@ -9,6 +9,7 @@ from streaming.cli.app import JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import MODELS
 from streaming.cli.console import out, progress_bar, text_column
 from streaming.cli.output import print_table
+from streaming.wording import counted
 
 AGREEMENT_COLUMNS = (
     "old_version rows agreement labelled judged old_accuracy new_accuracy only_old_right only_new_right "
@@ -62,9 +63,9 @@ def rescore(
     seconds = perf_counter() - clock
     found = compare(settings, done.bundle_sha256, limit=changes)
     out.print(
-        f"version {model}: {done.rows:,} predictions added in {seconds:.1f} s ({done.rows / seconds:,.0f} rows/s), "
-        f"{done.there_before:,} already present"
-        + (f", {done.missing:,} predictions have no stored features" if done.missing else "")
+        f"version {model}: {counted(done.rows, 'prediction')} added in {seconds:.1f} s "
+        f"({done.rows / seconds:,.0f} rows/s), {done.there_before:,} already present"
+        + (f", {counted(done.missing, 'prediction')} without stored features" if done.missing else "")
     )
     print_table("old and new predictions of the same messages", found.agreement, AGREEMENT_COLUMNS)
     print_table("most frequent changes", found.changes, CHANGE_COLUMNS)

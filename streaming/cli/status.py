@@ -14,6 +14,7 @@ from streaming.cli.output import WATCH_S, EveryOption, FormatOption, OutputOptio
 from streaming.cli.output_formats import Format
 from streaming.settings import with_options
 from streaming.signals import until_stopped
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -98,13 +99,14 @@ def _lines(found: "Status") -> list[tuple[str, str, str]]:
         held = f", {one.held:,} held by an open transaction" if one.held else ""
         line(f"{one.topic}/{one.partition}", f"committed {_n(one.committed)}, end {_n(one.end)}, lag {lag}{held}")
     for topic, count in found.near_retention.items():
-        text = f"{count:,} messages of {topic} are unprocessed and past half of Kafka's retention time"
+        text = f"{topic}: {counted(count, 'unprocessed message')} past half of Kafka's retention time"
         line("retention", text, "yellow")
     if found.last_batch:
         last = found.last_batch
         line(
             "last batch",
-            f"{last.batch_id} ({last.input_rows:,} images, version {last.model_version}), {last.age_s:,.0f} s ago",
+            f"{last.batch_id} ({counted(last.input_rows, 'image')}, version {last.model_version}), "
+            f"{last.age_s:,.0f} s ago",
         )
     if found.stream and (answers := found.stream.answers):
         newest = f"batch {answers.batch}" if answers.batch else "none yet"

@@ -8,7 +8,8 @@ import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import IMAGES, SPARK, Deprecated
-from streaming.cli.console import counted, err, new_table, out
+from streaming.cli.console import err, new_table, out
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     from streaming.pipeline.commit import BatchResult

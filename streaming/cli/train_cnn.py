@@ -23,6 +23,7 @@ from streaming.cli.train import GATE, ConfidenceOption, MarginOption, PromoteOpt
 from streaming.distributed.options import Frequency, Mode, TrainerOptions
 from streaming.errors import UsageError
 from streaming.training.fit_options import GateOptions
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     from models.evaluation import Evaluation
@@ -269,9 +270,9 @@ def _print_result(result: "CNNResult", json_file: Path | None) -> None:
     stale = f", staleness {history.mean_staleness:.1f}" if history.staleness else ""
     lost = f", {history.lost.values:,} weights lost updates" if history.mode == Mode.HOGWILD else ""
     out.print(
-        f"{history.mode}, per {history.frequency}, {history.workers} workers: {len(history.epochs)} epochs in "
-        f"{history.seconds:.1f} s, {history.images_per_second:,.0f} images/s, {history.bytes_moved / 1e6:,.0f} MB moved"
-        f"{stale}{lost}"
+        f"{history.mode}, per {history.frequency}, {counted(history.workers, 'worker')}: "
+        f"{counted(len(history.epochs), 'epoch')} in {history.seconds:.1f} s, "
+        f"{history.images_per_second:,.0f} images/s, {history.bytes_moved / 1e6:,.0f} MB moved{stale}{lost}"
     )
     from streaming.reports.curves import learning_curves
     from streaming.reports.plots import png

@@ -30,6 +30,7 @@ from streaming.images.featurize_task import REPORT_DDL, FeaturizeTask, featurize
 from streaming.images.image_folder import LabelledFile
 from streaming.images.images_frame import count_duplicates, images_frame, known_images
 from streaming.storage.tables import Table
+from streaming.wording import counted
 
 IMAGES_PER_TASK = 512  # large enough to amortise the start of a task, small enough to balance the cores
 BYTES_PER_TASK = 128 * 1024**2
@@ -90,10 +91,11 @@ class Featurized:
         """Return warnings about the images, one line each."""
         lines = []
         if self.duplicates:
-            lines.append(f"{self.duplicates:,} images are duplicates of others, byte for byte")
+            lines.append(f"{counted(self.duplicates, 'image')} identical to others, byte for byte")
         if self.conflicting:
             lines.append(
-                f"{self.conflicting:,} images have more than one label: the same bytes are labelled differently"
+                f"{counted(self.conflicting, 'image')} with more than one label: "
+                "the same bytes are labelled differently"
             )
         return lines
 

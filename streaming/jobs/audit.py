@@ -29,6 +29,7 @@ import pyarrow as pa
 from streaming.errors import NotFoundError
 from streaming.query import Snapshot, open_snapshot
 from streaming.settings import Settings
+from streaming.wording import counted
 
 WINDOW_ROWS = 4_000_000  # rows whose offsets are compared at a time
 LISTED = 1_000  # the maximum number of listed problems of one kind; all are counted
@@ -309,7 +310,7 @@ def _check_accounts(tables: AuditTables, report: AuditReport) -> None:
         if not row["whole"] and row["newest"]:
             report.unfinished.append({**_id(row), "predicted": row["predicted"], "quarantined": row["quarantined"]})
         elif not row["whole"]:
-            text = f"{_batch(row)} has {rows} rows but is not in batches, although later ones are"
+            text = f"{_batch(row)} has {counted(rows, 'row')} but is not in batches, although later ones are"
             report.add(ProblemKind.NO_BATCH, text, **_id(row), rows=rows)
         else:
             _check_account(row, report)
@@ -321,7 +322,7 @@ def _check_account(row: dict[str, Any], report: AuditReport) -> None:
     if recorded != found or recorded[0] != recorded[1] + recorded[2]:
         text = (
             f"{_batch(row)} records {recorded[0]} input, {recorded[1]} predicted, {recorded[2]} quarantined; its "
-            f"offsets have {found[0]} messages, and there are {found[1]} and {found[2]} rows"
+            f"offsets have {counted(found[0], 'message')}, and there are {found[1]} and {found[2]} rows"
         )
         report.add(ProblemKind.ACCOUNT, text, **_id(row))
     models = {(row["low"], row["low_sha256"]), (row["high"], row["high_sha256"])}
@@ -369,9 +370,8 @@ def _name_gaps(tables: AuditTables, report: AuditReport, row: dict[str, Any]) ->
         lost = sum(gap["to"] - gap["from"] + 1 for gap in gaps) - holes
         if lost > 0:
             ends = {"from": gaps[0]["from"], "to": gaps[-1]["to"]}
-            text = (
-                f"{_place(row)}: no row for {lost} messages of offsets {ends['from']} to {ends['to']}, of {_batch(row)}"
-            )
+            offsets = f"{ends['from']} to {ends['to']}"
+            text = f"{_place(row)}: no row for {counted(lost, 'message')} of offsets {offsets}, of {_batch(row)}"
             report.add(
                 ProblemKind.GAP, text, topic=row["topic"], partition=row["partition"], **ends, lost=lost, **_id(row)
             )

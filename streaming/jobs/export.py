@@ -25,6 +25,7 @@ from streaming.storage.home import make_dir
 from streaming.storage.tables import Table
 from streaming.training.fit import fit_projection, variance_kept
 from streaming.training.fit_options import FitOptions
+from streaming.wording import counted
 
 KEPT_IN = "featurized"  # in the home
 
@@ -117,7 +118,7 @@ def export_features(
         rows = featurized_rows(images_frame(spark, dataset, lambda *_: 1), table, source.backbone.sha256)
         if rows is None or not found.rows:
             path, why = next(iter(found.bad.items()), (str(dataset.source), "empty"))
-            raise DataError(f"none of the {dataset.n_images:,} images can be decoded; the first: {path}: {why}")
+            raise DataError(f"none of {counted(dataset.n_images, 'image')} can be decoded; the first: {path}: {why}")
         projection = source.projection or fit_projection(rows, found.rows, options)
         written = write_feature_files(rows, found.rows, projection, output, format_)
     return Exported(written, projection.kind, projection.n_out, variance_kept(projection), found)

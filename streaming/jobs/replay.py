@@ -32,6 +32,7 @@ from streaming.settings import Settings
 from streaming.storage.files import local_copy, read_batches
 from streaming.storage.home import make_dir, try_lock
 from streaming.storage.table_log import LiveFile, open_log
+from streaming.wording import counted
 
 MARK_ATTEMPTS = 20
 REPLAY_COLUMNS = [
@@ -165,8 +166,9 @@ def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, l
             return
     if identities:
         raise ConflictError(
-            f"{len(identities):,} messages were sent but not marked as replayed, since other jobs replaced files of "
-            f"the quarantine {MARK_ATTEMPTS} times: stop them before the next replay, which sends these messages again"
+            f"{counted(len(identities), 'message')} sent but not marked as replayed, since other jobs replaced files "
+            f"of the quarantine {MARK_ATTEMPTS} times: stop them before the next replay, which sends these messages "
+            "again"
         )
 
 

@@ -29,6 +29,7 @@ from streaming.storage.files import STRICT, read_as
 from streaming.storage.table_files import local_copies
 from streaming.storage.table_log import open_delta
 from streaming.storage.tables import BATCHES, data_files
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -368,9 +369,9 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> OffsetPlan
         end = ends.get(partition, 0)
         if begin > end and not accept.loss:
             raise NotFoundError(
-                f"topic {topic.name!r} partition {partition}: up to {begin - end} messages are lost, from offset "
-                f"{end} to {begin - 1}: Kafka's retention removed them before they were read; use --accept-loss to "
-                "continue without them"
+                f"topic {topic.name!r} partition {partition}: loss of up to {counted(begin - end, 'message')}, from "
+                f"offset {end} to {begin - 1}: Kafka's retention removed them before they were read; use --accept-loss "
+                "to continue without them"
             )
     return OffsetPlan(stream, positions.number, name, ends, topic)
 

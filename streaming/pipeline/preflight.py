@@ -9,6 +9,7 @@ from streaming.platform.machine import memory
 from streaming.platform.session import BYTES_PER_ARROW_BATCH, QUICK_START
 from streaming.settings import Settings
 from streaming.sizes import parse_size
+from streaming.wording import counted
 
 MIB = 1024**2
 WORKER_BYTES = 250 * MIB  # a Python worker with NumPy, Arrow and LiteRT, before it has a model
@@ -75,9 +76,9 @@ def check_memory(settings: Settings, bundle_bytes: int, workers: int) -> None:
     available = memory().available
     if needed > available:
         raise ConfigurationError(
-            f"not enough memory: {workers} workers of up to {per_worker // MIB:,} MiB (model {bundle_bytes // MIB:,} "
-            f"MiB, an image of {limits.max_pixels:,} pixels {decoding // MIB:,} MiB) and a JVM of "
-            f"{settings.driver_memory} need {needed // MIB:,} MiB, {available // MIB:,} MiB are available; use fewer "
-            "workers (IMAGESTREAM_MASTER=local[1]), smaller images (IMAGESTREAM_MAX_PIXELS=24000000) or a smaller JVM "
-            "(IMAGESTREAM_DRIVER_MEMORY=1g)"
+            f"not enough memory: {counted(workers, 'worker')} of up to {per_worker // MIB:,} MiB "
+            f"(model {bundle_bytes // MIB:,} MiB, an image of {limits.max_pixels:,} pixels {decoding // MIB:,} MiB) "
+            f"and a JVM of {settings.driver_memory} need {needed // MIB:,} MiB, {available // MIB:,} MiB are "
+            "available; use fewer workers (IMAGESTREAM_MASTER=local[1]), smaller images "
+            "(IMAGESTREAM_MAX_PIXELS=24000000) or a smaller JVM (IMAGESTREAM_DRIVER_MEMORY=1g)"
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from streaming.pipeline.commit import DRIVER_STEPS, BatchResult
+from streaming.wording import counted
 
 WARM_UP = 1  # micro-batches at the start of a process, while workers start and load the model
 MIN_SHARE = 0.001  # of a batch's time; stages with less are left out of its line
@@ -92,6 +93,6 @@ class Profiler:
             self.total.add(batch)
         shares = ", ".join(f"{share.stage} {share.share:.1%}" for share in alone.shares() if share.share >= MIN_SHARE)
         return (
-            f"profile of batch {batch.batch_id}: {batch.input_rows:,} images in {alone.wall_s:.2f} s "
+            f"profile of batch {batch.batch_id}: {counted(batch.input_rows, 'image')} in {alone.wall_s:.2f} s "
             f"on {alone.cores} cores: {shares}"
         )

@@ -31,6 +31,7 @@ import pyarrow as pa
 
 from streaming.errors import ConflictError, ServiceError
 from streaming.pipeline.decisions import CountedRange, OffsetRange, TopicPartition
+from streaming.wording import counted
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,13 @@ def reconcile(
         if partition in read:
             read[partition].append(run)
         else:
-            wrong.append(f"{_named(partition)}: {run.rows} messages read, none planned")
+            wrong.append(f"{_named(partition)}: {counted(run.rows, 'message')} read, none planned")
     wrong += [
         f"{_named(partition)}: rows of messages that were not planned"
         for partition in {**predicted, **quarantined}
         if partition not in read
     ]
-    counted = []
+    found = []
     for one in ranges:
         partition = one.topic, one.partition
         of_partition = sorted(read[partition], key=lambda run: run.first)
@@ -120,13 +121,13 @@ def reconcile(
         good, bad = predicted.get(partition, 0), quarantined.get(partition, 0)
         if rows != good + bad:
             wrong.append(
-                f"{_named(partition)}: {rows} messages read of offsets {one.start} to {one.end - 1}, "
+                f"{_named(partition)}: {counted(rows, 'message')} read of offsets {one.start} to {one.end - 1}, "
                 f"{good} predicted + {bad} quarantined"
             )
-        counted.append(CountedRange(one.topic, one.partition, one.start, one.end, rows))
+        found.append(CountedRange(one.topic, one.partition, one.start, one.end, rows))
     if wrong:
         raise ServiceError(f"batch {number} does not add up: {wrong[0]}; none of it is committed")
-    return tuple(counted)
+    return tuple(found)
 
 
 def _problems(planned: OffsetRange, runs: Sequence[OffsetRun], rows: int) -> Iterable[str]:
@@ -137,7 +138,7 @@ def _problems(planned: OffsetRange, runs: Sequence[OffsetRun], rows: int) -> Ite
         if after.first <= before.last:
             yield f"offsets {after.first} to {min(before.last, after.last)} read twice"
     if rows > planned.end - planned.start:
-        yield f"{rows} messages read, {planned.end - planned.start} offsets planned"
+        yield f"{counted(rows, 'message')} read, {counted(planned.end - planned.start, 'offset')} planned"
 
 
 def _named(partition: TopicPartition) -> str:

@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from streaming.distributed.history import History
+from streaming.wording import counted
 
 
 def learning_curves(history: History) -> Figure:
@@ -25,7 +26,7 @@ def learning_curves(history: History) -> Figure:
     accuracy.set_ylabel("accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     loss.legend(frameon=False)
-    figure.suptitle(f"{history.mode}, per {history.frequency}, {history.workers} workers", fontsize=10)
+    figure.suptitle(f"{history.mode}, per {history.frequency}, {counted(history.workers, 'worker')}", fontsize=10)
     return figure
 
 

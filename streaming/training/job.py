@@ -24,6 +24,7 @@ from streaming.training.fit import in_order, variance_kept
 from streaming.training.fit_options import GateOptions
 from streaming.training.gate import Verdict, decide, looks_at, pair, reject_costly_int8
 from streaming.training.tracking import track_run
+from streaming.wording import counted
 
 GOLDEN_IMAGES = 4
 OnStep = Callable[[str], None]
@@ -106,7 +107,7 @@ class Job:
         self, dataset: Dataset, backbone: FeatureSource | ExportedBackbone, *, find_duplicates: bool = True
     ) -> tuple[DataFrame, Featurized]:
         """Featurize a data set; return all labelled rows of the backbone and the result of the featurization."""
-        self.on_step(f"computing the features of {dataset.n_images:,} images")
+        self.on_step(f"computing the features of {counted(dataset.n_images, 'image')}")
         source = FeatureSource.of(backbone) if isinstance(backbone, ExportedBackbone) else backbone
         found = featurize(
             self.spark,
@@ -119,7 +120,7 @@ class Job:
         )
         if not found.rows:
             path, why = next(iter(found.bad.items()))
-            raise DataError(f"none of {dataset.n_images:,} images can be decoded; {path}: {why}")
+            raise DataError(f"none of {counted(dataset.n_images, 'image')} can be decoded; {path}: {why}")
         return self.stored(source.sha256, source.entry.n_features), found
 
     def stored(self, backbone_sha256: str, n_features: int) -> DataFrame:
@@ -186,7 +187,7 @@ class Job:
         n = count_contradictory(self.spark, self.features, backbone_sha256)
         if not n:
             return []
-        return [f"skipped {n:,} images with contradictory labels: set their labels with 'imagestream label'"]
+        return [f"skipped {counted(n, 'image')} with contradictory labels: set their labels with 'imagestream label'"]
 
     def _log_to_mlflow(self, result: TrainResult, candidate: Candidate, backbone: BackboneEntry) -> None:
         """Log the training to MLflow, if a server is configured."""

@@ -46,6 +46,7 @@ from streaming.training.fit_options import GateOptions
 from streaming.training.inherit import objective_for
 from streaming.training.job import Job, OnStep, TrainResult, champion_of, sample_images
 from streaming.training.tracking import check_tracking
+from streaming.wording import counted
 
 if TYPE_CHECKING:
     import keras
@@ -175,7 +176,7 @@ def train_cnn(
         job = Job(
             settings, spark, registry, champion, gate, on_step, "train-cnn", group_by=group_by, objective=objective
         )
-        on_step(f"dividing {dataset.n_images:,} images")
+        on_step(f"dividing {counted(dataset.n_images, 'image')}")
         images = identified(images_frame(spark, dataset, lambda n, _: min(n, options.workers)))
         if dataset.kind == "files":  # small rows of names, computed from all files
             images = images.persist()
@@ -195,7 +196,7 @@ def train_cnn(
             on_epoch=on_epoch,
             on_progress=on_progress,
         )
-        on_step(f"training on {options.workers} workers")
+        on_step(f"training on {counted(options.workers, 'worker')}")
         labelled = images.drop("label").join(labels, ["image_id", "source"])
         to_train = sides.holdout.sides(labelled)[0].withColumn("validation", sides.validation.held_out())
         trained = trainer.fit(to_train, resume=resume)

@@ -29,6 +29,7 @@ from streaming.storage.tables import Table
 from streaming.training.backbones import BackboneOptions, PreparedBackbone, make_backbone
 from streaming.training.calibrate import calibration_images
 from streaming.training.fit import in_order
+from streaming.wording import counted
 
 SAMPLE_IMAGES = 16
 SAMPLE_ROWS, SAMPLE_BYTES = 256, 16 * 1024**2
@@ -129,13 +130,13 @@ class VariantMaker:
             height, width = entry.input_size
             precision = "" if calibration is None else " in int8"
             self.on_step(
-                f"computing the features of {self.dataset.n_images:,} images with {entry.name} at {height}×{width}"
-                f"{precision}"
+                f"computing the features of {counted(self.dataset.n_images, 'image')} with {entry.name} "
+                f"at {height}×{width}{precision}"
             )
             found = featurize(self.spark, self.dataset, made.source, self.features, find_duplicates=False)
             if not found.rows:
                 path, why = next(iter(found.bad.items()))
-                raise DataError(f"none of {self.dataset.n_images:,} images can be decoded; {path}: {why}")
+                raise DataError(f"none of {counted(self.dataset.n_images, 'image')} can be decoded; {path}: {why}")
             group_by = self.sides.holdout.group_by
             labelled = labelled_features(self.spark, self.features, made.source.sha256, group_by=group_by)
             rows = in_order(labelled, entry.n_features).persist()

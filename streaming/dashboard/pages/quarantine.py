@@ -10,6 +10,7 @@ from streaming.dashboard.layout import ago, cards, empty, errors_shown, format_t
 from streaming.dashboard.pictures import picture
 from streaming.jobs.replay import ReplayOptions, ReplayReport, replay
 from streaming.platform.broker import bootstrap_servers
+from streaming.wording import counted
 
 ROWS = 50
 SHOWN_BYTES = 256
@@ -51,7 +52,7 @@ def _replay(dashboard: Dashboard, found: data.Rows) -> None:
     st.caption("Publishes the messages to their topic again, unchanged, and marks them as replayed.")
     reason = st.selectbox("Reason", [ANY, *(row["reason"] for row in found)], key="replayed_reason")
     waiting = sum(row["messages"] - row["replayed"] for row in found if reason in {ANY, row["reason"]})
-    text = f"Replay {waiting:,} message" + ("" if waiting == 1 else "s")
+    text = f"Replay {counted(waiting, 'message')}"
     if not dashboard.read_only and st.button(text, icon=":material/replay:", type="primary", disabled=not waiting):
         _confirm(dashboard, None if reason == ANY else reason, waiting)
     if result := st.session_state.pop("replayed", None):
@@ -60,7 +61,9 @@ def _replay(dashboard: Dashboard, found: data.Rows) -> None:
 
 @st.dialog("Replay?")
 def _confirm(dashboard: Dashboard, reason: str | None, waiting: int) -> None:
-    st.write(f"{waiting:,} messages{f' quarantined as {plain(reason)}' if reason else ''} will be published again.")
+    st.write(
+        f"{counted(waiting, 'message')}{f' quarantined as {plain(reason)}' if reason else ''} will be published again."
+    )
     if st.button("Confirm replay", type="primary", icon=":material/replay:"):
         with errors_shown():
             bar = st.progress(0.0)
@@ -72,7 +75,7 @@ def _confirm(dashboard: Dashboard, reason: str | None, waiting: int) -> None:
             report = replay(dashboard.settings, servers, ReplayOptions(reason), shown)
             left = f"; stopped: {report.failed}" if report.failed else ""
             refused = f"; {report.refused:,} are larger than the broker accepts" if report.refused else ""
-            st.session_state.replayed = f"Sent {report.sent:,} of {report.wanted:,} messages{refused}{left}."
+            st.session_state.replayed = f"Sent {report.sent:,} of {counted(report.wanted, 'message')}{refused}{left}."
             st.rerun()
 
 

@@ -102,8 +102,8 @@ def test_duplicates_and_conflicting_labels_are_counted(
     result = featurize(spark, read_dataset(folder).files, exported, Table(tmp_path, "features"))
     assert (result.rows, result.duplicates, result.conflicting) == (7, 3, 1)
     assert result.warnings() == [
-        "3 images are duplicates of others, byte for byte",
-        "1 images have more than one label: the same bytes are labelled differently",
+        "3 images identical to others, byte for byte",
+        "1 image with more than one label: the same bytes are labelled differently",
     ]
 
 

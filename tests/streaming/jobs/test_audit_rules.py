@@ -240,7 +240,7 @@ def test_missing_row_next_to_holes_is_found(with_holes: Settings) -> None:
     report = audit(with_holes)
     assert report.counts == {ProblemKind.ACCOUNT: 1, ProblemKind.GAP: 1}
     (gap,) = [problem for problem in report.problems if problem.kind is ProblemKind.GAP]
-    assert "no row for 1 messages of offsets 3 to 6" in gap.text
+    assert "no row for 1 message of offsets 3 to 6" in gap.text
 
 
 def test_missing_rows_on_both_sides_of_holes_are_found(with_holes: Settings) -> None:

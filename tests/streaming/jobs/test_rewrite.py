@@ -157,7 +157,7 @@ def test_marks_that_always_conflict_are_an_error_in_one_line(
 
     monkeypatch.setattr(replay, "MARK_ATTEMPTS", 2)
     during_rewrite(monkeypatch, replay, copy_of_first, copy_of_first)
-    with pytest.raises(ServiceError, match=r"^1 messages were sent but not marked as replayed, .* 2 times: .*$"):
+    with pytest.raises(ServiceError, match=r"^1 message sent but not marked as replayed, .* 2 times: .*$"):
         mark(settings, 11)
     assert (offsets(settings), marked(settings)) == (list(range(20)), [])
 

@@ -235,7 +235,7 @@ def test_old_home_without_batches_starts_at_the_checkpoint(tmp_path: Path) -> No
 def test_rows_of_an_incomplete_batch_stay_until_kafka_has_its_messages(old_home: Settings) -> None:
     shortened = Topic("images", "topic-id", {0: 16, 1: 0, 2: 0}, {0: 20, 1: 4, 2: 5})
     before = DeltaTable(old_home.place.table("predictions")).version()
-    with pytest.raises(ServiceError, match="partition 0: up to 1 messages are lost, from offset 15 to 15"):
+    with pytest.raises(ServiceError, match="partition 0: loss of up to 1 message, from offset 15 to 15"):
         start(old_home, shortened)
     assert DeltaTable(old_home.place.table("predictions")).version() == before
     assert read_identity(old_home, "images") is None

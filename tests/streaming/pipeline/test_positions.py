@@ -233,7 +233,7 @@ def test_topic_at_the_committed_offsets_is_the_same() -> None:
 def test_message_removed_by_retention_is_a_loss_until_accepted() -> None:
     found = topic({0: 11, 1: 0}, {0: 20, 1: 4})
     with pytest.raises(
-        ServiceError, match="partition 0: up to 1 messages are lost, from offset 10 to 10: .*--accept-loss"
+        ServiceError, match="partition 0: loss of up to 1 message, from offset 10 to 10: .*--accept-loss"
     ):
         plan_start(at({0: 10, 1: 0}), found, Accept(new_topic=True))
     plan = plan_start(at({0: 10, 1: 0}), found, Accept(loss=True))
@@ -242,14 +242,14 @@ def test_message_removed_by_retention_is_a_loss_until_accepted() -> None:
 
 
 def test_missing_messages_of_a_new_partition_are_a_loss() -> None:
-    with pytest.raises(ServiceError, match="partition 1: up to 3 messages are lost, from offset 0 to 2: "):
+    with pytest.raises(ServiceError, match="partition 1: loss of up to 3 messages, from offset 0 to 2: "):
         plan_start(at({0: 10}), topic({0: 0, 1: 3}, {0: 10, 1: 9}), Accept())
     plan = plan_start(at({0: 10}), topic({0: 0, 1: 1}, {0: 10, 1: 9}), Accept(loss=True))
     assert plan.check([OffsetRange("images", 1, 1, 4)]) == [OffsetRange("images", 1, 0, 1)]
 
 
 def test_first_partition_with_a_loss_is_named() -> None:
-    with pytest.raises(ServiceError, match="partition 0: up to 2 messages are lost"):
+    with pytest.raises(ServiceError, match="partition 0: loss of up to 2 messages"):
         plan_start(at({1: 10, 0: 10}), topic({1: 15, 0: 12}, {1: 20, 0: 20}), Accept())
 
 
@@ -290,7 +290,7 @@ def test_topics_are_planned_together_and_new_ones_from_the_start() -> None:
     assert starting(plan) == {"images": {"0": 10}, "other": {"0": 7, "1": 0}}
     assert plan.check([OffsetRange("images", 0, 10, 12), OffsetRange("other", 0, 7, 9)]) == []  # no loss
     known = Positions("id", 5, {("images", 0): 10, ("other", 0): 3}, {"images": "one", "other": "other-id"})
-    with pytest.raises(ServiceError, match="'other' partition 0: up to 4 messages are lost"):
+    with pytest.raises(ServiceError, match="'other' partition 0: loss of up to 4 messages"):
         plan_topics(known, [topic({0: 0}, {0: 20}), other], Accept())
 
 
@@ -379,7 +379,7 @@ def test_continued_topic_grows_and_loses_messages(broker: Settings, admin: Kafka
     admin.delete_records({TopicPartition(name, 1): 7})
     shorter = describe_topic(servers, name)
     with pytest.raises(
-        ServiceError, match="partition 1: up to 3 messages are lost, from offset 4 to 6: .*--accept-loss"
+        ServiceError, match="partition 1: loss of up to 3 messages, from offset 4 to 6: .*--accept-loss"
     ):
         plan_start(positions, shorter, Accept())
     assert starting(plan_start(positions, shorter, Accept(loss=True))) == {name: {"0": 0, "1": 7, "2": 0}}
@@ -410,7 +410,7 @@ def test_loss_and_recreated_topic_stop_the_stream_until_accepted(
     publish(4)
     admin.delete_records({TopicPartition(service.topic, 0): 5})
     refused = imagestream(service, "stream", "--until-drained", code=1)
-    assert "2 messages are lost, from offset 3 to 4" in refused["stderr"]
+    assert "loss of up to 2 messages, from offset 3 to 4" in refused["stderr"]
     assert imagestream(service, "stream", "--until-drained", "--accept-loss")["input"] == 2
 
     admin.delete_topics([service.topic])

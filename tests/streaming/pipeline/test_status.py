@@ -77,7 +77,7 @@ def test_messages_near_retention_are_reported(settings: Settings) -> None:
     image.write_bytes(next(iter(digit_images(1)))[2])
     with environment(**environment_of(settings)):
         code, _, error = command_here("--home", settings.home, "publish", image)
-    assert (code, f"10 messages of {settings.topic} are unprocessed" in error) == (0, True), error
+    assert (code, f"{settings.topic}: 10 unprocessed messages" in error) == (0, True), error
 
 
 def test_health_requires_broker_stream_and_champion(settings: Settings, trained: Path) -> None:
