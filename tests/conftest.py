@@ -70,6 +70,9 @@ __all__ = [
 # each other take ten times the CPU time.
 for threads in ("OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
     os.environ.setdefault(threads, "1")
+# A process in the background of a script ignores SIGINT, and so would the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.disable()  # during collection, which allocates many objects and leaves no garbage
 SPARK = SharedSpark()
 DAEMON = "spark.python.daemon.module"

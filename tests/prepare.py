@@ -66,9 +66,6 @@ from tempfile import TemporaryDirectory
 
 from kafka import KafkaConsumer, KafkaProducer
 
-from models.architectures import BackboneSpec, Output, Size
-from models.backbone import ExportedBackbone, export_backbone
-from models.convert import convert
 from streaming.platform import kafka_node
 from streaming.platform.broker import start_broker, stop_broker
 from streaming.settings import Settings
@@ -119,7 +116,7 @@ CASES = {
     "pixels": Case("none", "flat", (8, 6), 8 * 6 * 3),
 }
 
-# Those that several tests use: name, weights, output, side.
+# Further exports that tests use: name, weights, output, side.
 OTHERS: tuple[tuple[str, str, Output, int], ...] = (
     ("efficientnet_lite0", "imagenet", "pooled", 64),
     ("efficientnet_lite0", "imagenet", "pooled", 96),
