@@ -14,8 +14,8 @@ from types import FrameType
 class Termination:
     """Handles SIGINT and SIGTERM by a KeyboardInterrupt.
 
-    Libraries may replace this exception (DuckDB raises a RuntimeError) or discard it (kafka-python's event loop), so
-    the signal is recorded as well.
+    The exception may be replaced (DuckDB raises a RuntimeError) or discarded (by Python, in a destructor), so the
+    signal is recorded as well.
 
     Attributes:
         received: the last signal, None if there was none.

@@ -1,4 +1,4 @@
-"""Signals end a block or a command, even if a library discards the interrupt or replaces it by an error."""
+"""Signals end a block or a command, even if the interrupt is discarded or replaced by another error."""
 
 import signal
 from contextlib import suppress
@@ -26,7 +26,7 @@ def interrupted_query(number: int) -> None:
 def test_discarded_interrupt_ends_the_next_wait(number: int) -> None:
     steps = []
     with until_stopped() as stop:
-        with suppress(KeyboardInterrupt):  # as kafka-python's event loop does
+        with suppress(KeyboardInterrupt):  # as Python does in a destructor
             signal.raise_signal(number)
         steps.append("discarded")
         stop.wait(300)
