@@ -27,7 +27,7 @@ from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import app
 from streaming.cli.app import run as cli_run
 from streaming.cli.command_line import PANELS
-from streaming.cli.console import Spinner, counted, out
+from streaming.cli.console import Spinner, out
 from streaming.cli.output import list_rows, print_details, print_table
 from streaming.cli.output_formats import Format
 from streaming.durations import parse_duration, show_duration
@@ -35,6 +35,7 @@ from streaming.errors import UsageError
 from streaming.images.corrections import KEYS
 from streaming.images.labels_csv import read_labels
 from streaming.settings import Settings, option_of, variable_of
+from streaming.wording import counted
 from tests.conftest import command_here, environment
 from tests.streaming.history import commit_batch
 
