@@ -1,6 +1,7 @@
 """Signals end a block or a command, even if the interrupt is discarded or replaced by another error."""
 
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from streaming.signals import stop_signals, until_stopped
 from tests.conftest import command_here
 
 both = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+
+@pytest.fixture(autouse=True)
+def default_handler() -> Iterator[None]:
+    """Python's handler of SIGINT, which PySpark replaces in a process with a session."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupted_query(number: int) -> None:
@@ -60,13 +69,11 @@ def test_other_errors_are_raised_also_after_a_stopped_block() -> None:
 
 
 def test_ignored_interrupt_stays_ignored() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with until_stopped():
-            signal.raise_signal(signal.SIGINT)
-            reached = True
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reached = False
+    with until_stopped():
+        signal.raise_signal(signal.SIGINT)
+        reached = True
     assert reached
 
 
