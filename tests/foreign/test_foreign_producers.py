@@ -6,7 +6,6 @@ from contextlib import closing
 from pathlib import Path
 
 from confluent_kafka import KafkaError, Message, Producer
-from kafka.admin import KafkaAdminClient, NewTopic
 
 from streaming.images.dataset import digit_images
 from streaming.platform.bounded_reader import BoundedReader
@@ -16,6 +15,7 @@ from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.faults.harness import Position, drain, rows
 from tests.prepare import SET_UP
+from tests.producer.topics import create_topic
 
 PROGRAM = Path(__file__).with_name("ForeignProducer.java")
 COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
@@ -71,8 +71,7 @@ def sent_by_librdkafka(settings: Settings, image: bytes) -> Sent:
 
 
 def test_messages_of_java_and_librdkafka_producers_have_one_row_each(service: Settings, tmp_path: Path) -> None:
-    with closing(KafkaAdminClient(bootstrap_servers=service.bootstrap_servers)) as admin:
-        admin.create_topics([NewTopic(service.topic, 2, 1, topic_configs={"compression.type": "producer"})])
+    create_topic(service.bootstrap_servers, service.topic, partitions=2, compression_type="producer")
     image = next(iter(digit_images(1, 300)))[2]
     by_producer = [sent_by_java(service, image, tmp_path), sent_by_librdkafka(service, image)]
 

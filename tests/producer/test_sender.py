@@ -11,6 +11,7 @@ from producer.message import Delivery, build_message
 from producer.sender import Sender
 from streaming.platform.broker import bootstrap_servers
 from streaming.settings import Settings
+from tests.faults.harness import wait_until
 from tests.producer.topics import create_topic, messages
 
 
@@ -27,7 +28,7 @@ def test_threads_share_a_sender(broker: Settings) -> None:
     create_topic(servers, topic, partitions=2)
     sender = Sender(servers, topic)
     try:
-        assert sender.answers()
+        wait_until(sender.answers, lambda: "the broker does not answer")
         with ThreadPoolExecutor(8) as pool:
             places = list(pool.map(lambda n: sender.send(build_message(b"%d" % n, "test")).result(30), range(100)))
     finally:

@@ -1,5 +1,7 @@
 """Topics of a real broker and their messages."""
 
+import time
+from contextlib import closing
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
@@ -23,8 +25,15 @@ def messages(servers: str, topic: str) -> list[Any]:
         consumer.close()
 
 
-def create_topic(servers: str, topic: str, partitions: int = 1, **configs: object) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=servers)
+def create_topic(servers: str | None, topic: str, partitions: int = 1, **configs: object) -> None:
+    """Create a topic; the names of `configs` have underscores instead of dots."""
     texts = {name.replace("_", "."): str(value) for name, value in configs.items()}
-    admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1, topic_configs=texts)])
-    admin.close()
+    with closing(KafkaAdminClient(bootstrap_servers=servers)) as admin:
+        admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1, topic_configs=texts)])
+        wait_for_partitions(admin, topic, partitions)
+
+
+def wait_for_partitions(admin: KafkaAdminClient, topic: str, partitions: int) -> None:
+    """Wait until the broker's metadata has them, which is a moment after they were created."""
+    while len(admin.describe_topics([topic])[0]["partitions"]) < partitions:
+        time.sleep(0.01)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable
 from kafka import KafkaProducer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewTopic
+from kafka.admin import KafkaAdminClient
 
 from streaming.errors import ServiceError
 from streaming.jobs import audit_broker
@@ -16,6 +16,7 @@ from streaming.pipeline.offsets import PartitionOffsets, TopicOffsets
 from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.faults.harness import wait_until
+from tests.producer.topics import create_topic
 from tests.streaming.history import commit_batch, new_topic
 
 
@@ -24,8 +25,7 @@ def settings(broker: Settings, tmp_path: Path) -> Settings:
     """A topic of one partition: five messages, an aborted transaction of two, and two messages; one row per message."""
     settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
     servers, topic = settings.bootstrap_servers, settings.topic
-    with closing(KafkaAdminClient(bootstrap_servers=servers)) as admin:
-        admin.create_topics([NewTopic(topic, 1, 1)])
+    create_topic(servers, topic)
     with (
         closing(KafkaProducer(bootstrap_servers=servers)) as plain,
         closing(KafkaProducer(bootstrap_servers=servers, transactional_id=topic)) as aborting,

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 from kafka import KafkaProducer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewPartitions, NewTopic
+from kafka.admin import KafkaAdminClient, NewPartitions
 
 from streaming.errors import ConflictError, ServiceError
 from streaming.images.dataset import digit_images, write_images
@@ -37,6 +37,7 @@ from streaming.pipeline.positions import (
 from streaming.platform.topic import Topic, describe_topic
 from streaming.settings import Settings
 from tests.conftest import imagestream
+from tests.producer.topics import create_topic, wait_for_partitions
 from tests.streaming.history import QUERY_ID, begin_stream, commit_batch, decision_of
 
 
@@ -349,10 +350,10 @@ def admin(broker: Settings) -> Iterator[KafkaAdminClient]:
 
 
 @pytest.fixture
-def name(admin: KafkaAdminClient) -> str:
+def name(broker: Settings) -> str:
     """A topic of two partitions."""
     name = f"positions-{uuid4().hex[:8]}"
-    admin.create_topics([NewTopic(name, num_partitions=2, replication_factor=1)])
+    create_topic(str(broker.bootstrap_servers), name, partitions=2)
     return name
 
 
@@ -373,8 +374,8 @@ def test_continued_topic_grows_and_loses_messages(broker: Settings, admin: Kafka
     assert starting(plan_start(positions, found, Accept())) == {name: {"0": 0, "1": 4}}
 
     admin.create_partitions({name: NewPartitions(total_count=3)})
-    while len((grown := describe_topic(servers, name)).begins) < 3:  # it may be in the broker's metadata a moment later
-        pass
+    wait_for_partitions(admin, name, 3)
+    grown = describe_topic(servers, name)
     assert starting(plan_start(positions, grown, Accept())) == {name: {"0": 0, "1": 4, "2": 0}}
 
     admin.delete_records({TopicPartition(name, 1): 7})
@@ -405,7 +406,7 @@ def test_loss_and_recreated_topic_stop_the_stream_until_accepted(
         folder = write_images(tmp_path / uuid4().hex, digit_images(count, skip=1_000))
         imagestream(service, "publish", folder)
 
-    admin.create_topics([NewTopic(service.topic, num_partitions=1, replication_factor=1)])
+    create_topic(service.bootstrap_servers, service.topic)
     publish(3)
     imagestream(service, "stream", "--until-drained")
     publish(4)
@@ -417,7 +418,7 @@ def test_loss_and_recreated_topic_stop_the_stream_until_accepted(
     admin.delete_topics([service.topic])
     while service.topic in admin.list_topics():
         pass
-    admin.create_topics([NewTopic(service.topic, num_partitions=1, replication_factor=1)])
+    create_topic(service.bootstrap_servers, service.topic)
     publish(6)
     refused = imagestream(service, "stream", "--until-drained", code=1)
     assert "--accept-new-topic" in refused["stderr"]

@@ -16,6 +16,7 @@ from streaming.pipeline.status import read_status
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import command_here, environment, environment_of, imagestream
+from tests.producer.topics import create_topic
 from tests.streaming.history import commit_batch, new_topic
 
 
@@ -23,12 +24,9 @@ from tests.streaming.history import commit_batch, new_topic
 def settings(broker: Settings, tmp_path: Path) -> Settings:
     """A topic of two partitions with 30 and 5 messages, of which 20 and 5 are committed, 3 of them quarantined."""
     from kafka import KafkaProducer
-    from kafka.admin import KafkaAdminClient, NewTopic
 
     settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
-    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
-    admin.create_topics([NewTopic(settings.topic, 2, 1)])
-    admin.close()
+    create_topic(broker.bootstrap_servers, settings.topic, partitions=2)
     producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
     for partition, count in ((0, 30), (1, 5)):
         for _ in range(count):

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from kafka import KafkaProducer
-from kafka.admin import KafkaAdminClient, NewPartitions, NewTopic
+from kafka.admin import KafkaAdminClient, NewPartitions
 
 from streaming.errors import ServiceError
 from streaming.jobs.audit import audit
@@ -24,6 +24,7 @@ from streaming.platform.topic import Subscription
 from streaming.settings import Settings
 from tests.conftest import SPARK, imagestream
 from tests.faults.harness import rows
+from tests.producer.topics import create_topic, wait_for_partitions
 
 PHOTOS = Settings(topic="photos")
 
@@ -113,7 +114,8 @@ def test_pattern_picks_up_new_topics_and_partitions(
 ) -> None:
     stream = service.model_copy(update={"topic": "cams"})
     one, two, other = (f"{prefix}-{name}" for name in ("1", "2", "x"))
-    admin.create_topics([NewTopic(one, 1, 1), NewTopic(other, 1, 1)])
+    for topic in (one, other):
+        create_topic(service.bootstrap_servers, topic)
     send(one, 0, 3)
     send(other, 0, 1)
     seen: list[int] = []
@@ -122,10 +124,11 @@ def test_pattern_picks_up_new_topics_and_partitions(
         """Add a topic after the first batch and a partition after the second one."""
         seen.append(len(seen))
         if len(seen) == 1:
-            admin.create_topics([NewTopic(two, 1, 1)])
+            create_topic(service.bootstrap_servers, two)
             send(two, 0, 2)
         elif counts(stream).get((two, 0)) == 2 and len(admin.describe_topics([one])[0]["partitions"]) == 1:
             admin.create_partitions({one: NewPartitions(total_count=2)})
+            wait_for_partitions(admin, one, 2)
             send(one, 1, 4)
         elif sum(counts(stream).values()) == 9:
             timeout.cancel()
@@ -160,7 +163,7 @@ def test_pattern_picks_up_new_topics_and_partitions(
 def test_from_option_applies_to_the_first_start_only(
     service: Settings, admin: KafkaAdminClient, send: Callable[..., None], begin: str
 ) -> None:
-    admin.create_topics([NewTopic(service.topic, 2, 1, topic_configs={"message.timestamp.type": "CreateTime"})])
+    create_topic(service.bootstrap_servers, service.topic, partitions=2, message_timestamp_type="CreateTime")
     now = datetime.now(UTC)
     send(service.topic, 0, 3, now - timedelta(hours=2))
     send(service.topic, 0, 2, now - timedelta(hours=1))

@@ -17,7 +17,6 @@ from kafka.admin import (
     ACLOperation,
     ACLPermissionType,
     KafkaAdminClient,
-    NewTopic,
     ResourcePattern,
     ResourceType,
     UserScramCredentialUpsertion,
@@ -27,6 +26,7 @@ from streaming.platform.jars import broker_classpath
 from streaming.platform.java import find_java
 from streaming.platform.kafka_node import HOST, KafkaNode, free_port
 from streaming.settings import Settings
+from tests.producer.topics import create_topic
 
 DAY = timedelta(days=1)
 PASSWORD = 'p"a\\ss=w;ord'  # noqa: S105  with characters that JAAS escapes
@@ -99,7 +99,7 @@ class SecureBroker:
         pattern = ResourcePattern(kind, name)
         with closing(KafkaAdminClient(bootstrap_servers=self.listeners["PLAINTEXT"])) as admin:
             if kind is ResourceType.TOPIC and name not in admin.list_topics():
-                admin.create_topics([NewTopic(name, num_partitions=2, replication_factor=1)])
+                create_topic(self.listeners["PLAINTEXT"], name, partitions=2)
             if operations:
                 admin.create_acls(
                     [ACL(f"User:{user}", "*", one, ACLPermissionType.ALLOW, pattern) for one in operations]

@@ -10,7 +10,6 @@ from contextlib import closing
 import pyarrow as pa
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewTopic
 from kafka.errors import OffsetOutOfRangeError
 
 from streaming.errors import ServiceError
@@ -18,6 +17,7 @@ from streaming.platform import bounded_reader
 from streaming.platform.bounded_reader import MAX_HEADERS, BoundedReader
 from streaming.settings import Settings
 from tests.faults.record_batches import batch_of, gzip_bomb, produce, record
+from tests.producer.topics import create_topic
 from tests.streaming.history import new_topic
 
 HEADERS = [("label", b"7"), ("label", None), ("bytes", b"\x00\xff"), ("empty", b"")]
@@ -28,8 +28,7 @@ RECORDS = [(None, b"first", []), (b"key", None, HEADERS), (b"", b"x" * 100_000, 
 def topic(broker: Settings) -> str:
     """A topic that stores batches as the producer compressed them."""
     topic = new_topic()
-    with closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)) as admin:
-        admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"compression.type": "producer"})])
+    create_topic(broker.bootstrap_servers, topic, compression_type="producer")
     return topic
 
 
