@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from streaming.platform.kafka_node import free_port
+from streaming.platform.kafka_node import free_port, is_taken
 from streaming.storage.store import open_store
 
 BUCKET = "imagestream"
@@ -132,11 +131,6 @@ def _request(port: int, method: str, path: str) -> int:
 
 def free_pair() -> int:
     """A free port whose gRPC port is also free."""
-    while True:
-        port = free_port()
-        if port + GRPC > 65_535:
-            port -= 2 * GRPC
-        with suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + GRPC))
-            return port
+    while is_taken(port := free_port() - GRPC):
+        pass
+    return port

@@ -8,7 +8,6 @@ Kafka recovers its own logs, and the kernel has released its locks.
 import contextlib
 import json
 import os
-import socket
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import psutil
 from streaming.errors import ConfigurationError, ConflictError, NotFoundError, UnavailableError
 from streaming.platform.jars import Progress, broker_classpath, install_jars
 from streaming.platform.java import find_java
-from streaming.platform.kafka_node import CONFIG_NAME, HOST, LOG_NAME, KafkaNode, free_port
+from streaming.platform.kafka_node import CONFIG_NAME, HOST, LOG_NAME, KafkaNode, free_port, is_taken
 from streaming.platform.scratch import use_scratch
 from streaming.settings import Settings
 from streaming.storage.atomic_file import write_json
@@ -167,17 +166,6 @@ def added_lines(path: Path, poll_s: float = 0.5) -> Iterator[str]:
                 file = path.open(errors="replace")
     finally:
         file.close()
-
-
-def is_taken(port: int) -> bool:
-    """Whether a process on this machine listens on the port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closed connections, as Java does
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return True
-    return False
 
 
 def _ends(process: psutil.Process, timeout_s: float) -> bool:

@@ -14,10 +14,11 @@ from models.errors import ModelError
 from models.onnx_session import resolve_providers
 from streaming.environment import all_ignored
 from streaming.errors import ConfigurationError, ServiceError
-from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
+from streaming.platform.broker import DEFAULT_PORT, remembered_port, running_broker
 from streaming.platform.engines import Engines
 from streaming.platform.jars import JARS_HINT, damaged_jars, jars_dir_problem, locked_jars
 from streaming.platform.java import find_java
+from streaming.platform.kafka_node import is_taken
 from streaming.platform.kafka_probe import check_broker as ask_broker
 from streaming.platform.kafka_security import client_arguments
 from streaming.platform.machine import NAMELESS_USER, has_passwd_entry, memory, user_name

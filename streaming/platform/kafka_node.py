@@ -1,11 +1,13 @@
 """A Kafka node on loopback, broker and controller in one JVM: its configuration, storage and process."""
 
 import contextlib
+import itertools
 import os
+import random
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -17,6 +19,9 @@ from streaming.platform.log_tail import error_line
 from streaming.platform.scratch import java_scratch
 
 HOST = "127.0.0.1"
+# Below those of outgoing connections, from 32768 or 49152, which could take a port before a server listens on it, or
+# while it restarts. Source: ip_local_port_range in ip(7); RFC 6335.
+PORTS = range(15_000, 32_000)
 MAX_BATCH_BYTES = 21 * 1024**2  # an image of 20 MiB with its key and headers
 POLL_S = 0.1
 CONFIG_NAME = "server.properties"
@@ -45,6 +50,9 @@ appender.file.policies.size = 10MB
 appender.file.strategy.type = DefaultRolloverStrategy
 appender.file.strategy.max = 2
 """
+
+_start = random.SystemRandom().choice(PORTS)
+_candidates: Iterator[int] = itertools.cycle([*range(_start, PORTS.stop), *range(PORTS.start, _start)])
 
 
 @dataclass(frozen=True)
@@ -164,10 +172,19 @@ class KafkaNode:
 
 
 def free_port() -> int:
-    """A free port on loopback."""
+    """A free port on loopback, which no earlier call in this process returned."""
+    return next(port for port in _candidates if not is_taken(port))
+
+
+def is_taken(port: int) -> bool:
+    """Whether a process on this machine listens on the port."""
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closed connections, as Java does
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return True
+    return False
 
 
 def _read(path: Path) -> str:

@@ -17,14 +17,13 @@ from kafka.errors import MessageSizeTooLargeError
 from streaming.errors import ServiceError
 from streaming.platform.broker import (
     bootstrap_servers,
-    is_taken,
     log_file,
     remembered_port,
     running_broker,
     start_broker,
     stop_broker,
 )
-from streaming.platform.kafka_node import CONFIG_NAME, free_port
+from streaming.platform.kafka_node import CONFIG_NAME, PORTS, free_port, is_taken
 from streaming.settings import Settings
 from tests.faults.harness import has_ended, wait_until
 from tests.producer.topics import messages
@@ -65,6 +64,15 @@ def send(servers: str, topic: str, *values: bytes) -> None:
     with contextlib.closing(producer):
         for value in values:
             producer.send(topic, value).get(timeout=300)
+
+
+def test_free_ports_differ_and_are_not_in_use() -> None:
+    with listener(free_port()) as taken:
+        ports = [free_port() for _ in PORTS]  # the last ones after each port was tried
+    assert taken in PORTS
+    assert taken not in ports
+    assert set(ports) <= set(PORTS)
+    assert len(set(ports[:1_000])) == 1_000
 
 
 def test_broker_starts_once_and_restarts_on_its_port_with_its_data(
