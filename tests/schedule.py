@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from functools import cache
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 from xdist.workermanage import WorkerController
 
-CHECKOUT = Path(__file__).parent.parent
+from tests.prepare import CHECKOUT
+
 # Only an estimate: a file that starts Spark without these words costs time.
 STARTS_SPARK = re.compile(
     r"spark: SparkSession|rows: DataFrame|SPARK\.start|stream_during\(|drain\(|run_example"
@@ -24,15 +25,18 @@ class SchedulingBySpark(LoadFileScheduling):
     """
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        starts_spark = node is not self.nodes[-1]
-        self.workqueue.move_to_end(first(self.workqueue, starts_spark), last=False)
+        self.workqueue.move_to_end(first(self.workqueue, spark=node is not self.nodes[-1]), last=False)
         super()._assign_work_unit(node)
 
 
-def first(files: Iterable[str], starts_spark: bool) -> str:
+def first(files: Iterable[str], *, spark: bool) -> str:
     """The first file that starts Spark, or the first that does not; if there is none, the first file."""
-    fitting = (file for file in files if bool(STARTS_SPARK.search((CHECKOUT / file).read_text())) == starts_spark)
-    return next(fitting, next(iter(files)))
+    return next((file for file in files if starts_spark(file) == spark), next(iter(files)))
+
+
+@cache
+def starts_spark(file: str) -> bool:
+    return bool(STARTS_SPARK.search((CHECKOUT / file).read_text(encoding="utf-8")))
 
 
 @pytest.hookimpl(optionalhook=True)
