@@ -5,9 +5,12 @@ from contextlib import closing
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewTopic
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewPartitions, NewTopic
 
 from producer.message import MAX_MESSAGE_BYTES
+from streaming.platform.topic import topic_configuration
+
+POLL_S = 0.01
 
 
 def messages(servers: str, topic: str) -> list[Any]:
@@ -25,15 +28,40 @@ def messages(servers: str, topic: str) -> list[Any]:
         consumer.close()
 
 
+# A broker answers changes before its own metadata has them. These functions wait for that.
+
+
 def create_topic(servers: str | None, topic: str, partitions: int = 1, **configs: object) -> None:
     """Create a topic; the names of `configs` have underscores instead of dots."""
-    texts = {name.replace("_", "."): str(value) for name, value in configs.items()}
     with closing(KafkaAdminClient(bootstrap_servers=servers)) as admin:
-        admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1, topic_configs=texts)])
-        wait_for_partitions(admin, topic, partitions)
+        settings = _with_dots(configs)
+        admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1, topic_configs=settings)])
+        _wait_for_partitions(admin, topic, partitions)
 
 
-def wait_for_partitions(admin: KafkaAdminClient, topic: str, partitions: int) -> None:
-    """Wait until the broker's metadata has them, which is a moment after they were created."""
+def add_partitions(admin: KafkaAdminClient, topic: str, total: int) -> None:
+    admin.create_partitions({topic: NewPartitions(total_count=total)})
+    _wait_for_partitions(admin, topic, total)
+
+
+def configure_topic(admin: KafkaAdminClient, topic: str, **configs: object) -> None:
+    """Change the configuration of a topic; the names of `configs` have underscores instead of dots."""
+    settings = _with_dots(configs)
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, settings)])
+    while not settings.items() <= topic_configuration(admin, topic).items():
+        time.sleep(POLL_S)
+
+
+def delete_topic(admin: KafkaAdminClient, topic: str) -> None:
+    admin.delete_topics([topic])
+    while topic in admin.list_topics():
+        time.sleep(POLL_S)
+
+
+def _with_dots(configs: dict[str, object]) -> dict[str, str]:
+    return {name.replace("_", "."): str(value) for name, value in configs.items()}
+
+
+def _wait_for_partitions(admin: KafkaAdminClient, topic: str, partitions: int) -> None:
     while len(admin.describe_topics([topic])[0]["partitions"]) < partitions:
-        time.sleep(0.01)
+        time.sleep(POLL_S)

@@ -127,8 +127,11 @@ def test_stream_stops_with_one_line_after_a_permanent_error(kind: type[ServiceEr
 
 
 @pytest.mark.parametrize("error", [RefusedError("no right"), StoreAwayError("disk full"), ValueError("an engine")])
-def test_stream_retries_after_an_error_of_another_type(error: Exception, tmp_path: Path) -> None:
+def test_stream_retries_after_an_error_of_another_type(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """127.0.0.1:9 does not answer, so the stream waits for the broker."""
+    monkeypatch.setattr("streaming.platform.topic.TIMEOUT_MS", 100)
     (line,) = run_after(error, tmp_path)
     assert line.endswith("waiting for it")
     assert "127.0.0.1:9" in line

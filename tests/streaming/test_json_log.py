@@ -31,6 +31,7 @@ def test_error_of_a_failed_command_is_a_json_line_with_a_timestamp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], why: str
 ) -> None:
     monkeypatch.setenv("IMAGESTREAM_LOG_FORMAT", "json")
+    monkeypatch.setattr("streaming.platform.topic.TIMEOUT_MS", 100)
     with redirect_stderr(io.StringIO()) as stream, pytest.raises(SystemExit) as ended:
         cli.run(["--home", str(tmp_path), *command])
     assert ended.value.code != 0

@@ -87,7 +87,7 @@ def on_terminal(arguments: list[str], **environment: str) -> Iterator[Terminal]:
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
-        env=inherited | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"} | environment,
+        env=inherited | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40", "PROMPT_TOOLKIT_NO_CPR": "1"} | environment,
         start_new_session=True,
     )
     os.close(terminal)

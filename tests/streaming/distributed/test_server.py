@@ -144,7 +144,8 @@ def test_silent_worker_is_named() -> None:
     assert answer.meta["why"] == "worker 1: no message for 1 s"
 
 
-def test_worker_that_never_connects_is_named() -> None:
+def test_worker_that_never_connects_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.distributed.barrier.KEEP_ALIVE_S", 0.5)
     with serve(replace(OPTIONS, timeout_s=1), Recorder()) as server:
         answer = ask(join(server, 0), PeerMessage(MessageKind.READY, 0, rows=3))
     assert answer.kind is MessageKind.FAILED

@@ -16,7 +16,7 @@ from streaming.pipeline.offsets import PartitionOffsets, TopicOffsets
 from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.faults.harness import wait_until
-from tests.producer.topics import create_topic
+from tests.producer.topics import create_topic, delete_topic
 from tests.streaming.history import commit_batch, new_topic
 
 
@@ -98,11 +98,12 @@ def test_messages_deleted_by_kafka_are_not_compared(settings: Settings) -> None:
         admin.delete_records({TopicPartition(settings.topic, 0): 10})
         (one,) = audit_with_broker(settings).compared
         assert (one.first, one.note) == (None, "Kafka no longer has any of it")
-        admin.delete_topics([settings.topic])
+        delete_topic(admin, settings.topic)
     (one,) = audit_with_broker(settings).compared
     assert (one.first, one.note) == (None, "it is no longer in Kafka")
 
 
-def test_unavailable_broker_is_reported(settings: Settings) -> None:
+def test_unavailable_broker_is_reported(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streaming.jobs.audit_broker.TIMEOUT_MS", 100)
     with pytest.raises(ServiceError, match="cannot be read from the broker at 127.0.0.1:1"):
         compare_with_broker(settings, "127.0.0.1:1", AuditReport())

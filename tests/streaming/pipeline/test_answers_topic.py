@@ -33,7 +33,7 @@ from streaming.storage.tables import SCHEMAS
 from tests.conftest import CHECKOUT
 from tests.faults.harness import check_answers, committed_answers
 from tests.kafka_proxy import INIT_PRODUCER_ID, KafkaProxy, kafka_proxy
-from tests.producer.topics import create_topic
+from tests.producer.topics import create_topic, delete_topic
 from tests.streaming.history import NOON, begin_stream, decision_of, new_topic
 
 BOTH = ("predictions", "quarantine")
@@ -61,7 +61,7 @@ def decide(settings: Settings, number: int, due: AnswersDue | None) -> Decision:
 
 def recreate_topic(settings: Settings) -> None:
     with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
-        admin.delete_topics([settings.answers_topic])
+        delete_topic(admin, str(settings.answers_topic))
     create_topic(str(settings.bootstrap_servers), str(settings.answers_topic))
 
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 from kafka import KafkaProducer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewPartitions
+from kafka.admin import KafkaAdminClient
 
 from streaming.errors import ConflictError, ServiceError
 from streaming.images.dataset import digit_images, write_images
@@ -37,7 +37,7 @@ from streaming.pipeline.positions import (
 from streaming.platform.topic import Topic, describe_topic
 from streaming.settings import Settings
 from tests.conftest import imagestream
-from tests.producer.topics import create_topic, wait_for_partitions
+from tests.producer.topics import add_partitions, create_topic, delete_topic
 from tests.streaming.history import QUERY_ID, begin_stream, commit_batch, decision_of
 
 
@@ -373,8 +373,7 @@ def test_continued_topic_grows_and_loses_messages(broker: Settings, admin: Kafka
     positions = at({0: 0, 1: 4}, name, {name: found.id})
     assert starting(plan_start(positions, found, Accept())) == {name: {"0": 0, "1": 4}}
 
-    admin.create_partitions({name: NewPartitions(total_count=3)})
-    wait_for_partitions(admin, name, 3)
+    add_partitions(admin, name, 3)
     grown = describe_topic(servers, name)
     assert starting(plan_start(positions, grown, Accept())) == {name: {"0": 0, "1": 4, "2": 0}}
 
@@ -389,9 +388,7 @@ def test_continued_topic_grows_and_loses_messages(broker: Settings, admin: Kafka
 
 def test_recreated_topic_is_another_topic(broker: Settings, admin: KafkaAdminClient, name: str) -> None:
     before = describe_topic(str(broker.bootstrap_servers), name)
-    admin.delete_topics([name])
-    while name in admin.list_topics():
-        pass
+    delete_topic(admin, name)
     recreated = describe_topic(str(broker.bootstrap_servers), name)
     positions = at({0: 0}, name, {name: before.id})
     with pytest.raises(ServiceError, match=f"was recreated .*--accept-new-topic; .* '{name}~2'"):
@@ -415,9 +412,7 @@ def test_loss_and_recreated_topic_stop_the_stream_until_accepted(
     assert "loss of up to 2 messages, from offset 3 to 4" in refused["stderr"]
     assert imagestream(service, "stream", "--until-drained", "--accept-loss")["input"] == 2
 
-    admin.delete_topics([service.topic])
-    while service.topic in admin.list_topics():
-        pass
+    delete_topic(admin, service.topic)
     create_topic(service.bootstrap_servers, service.topic)
     publish(6)
     refused = imagestream(service, "stream", "--until-drained", code=1)

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
+from kafka.admin import KafkaAdminClient
 
 from streaming.images.dataset import digit_images
 from streaming.pipeline.observe import Phase, StreamState, write_state
@@ -16,7 +18,7 @@ from streaming.pipeline.status import read_status
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import command_here, environment, environment_of, imagestream
-from tests.producer.topics import create_topic
+from tests.producer.topics import configure_topic, create_topic
 from tests.streaming.history import commit_batch, new_topic
 
 
@@ -64,12 +66,9 @@ def test_lag_rate_batch_and_quarantine_are_reported(settings: Settings) -> None:
 
 def test_messages_near_retention_are_reported(settings: Settings) -> None:
     assert read_status(settings).near_retention == {}
-    from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
-
     # More than half of this retention has passed; Kafka deletes expired messages only every five minutes.
-    admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
-    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, settings.topic, {"retention.ms": "2"})])
-    admin.close()
+    with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
+        configure_topic(admin, settings.topic, retention_ms=2)
     assert read_status(settings).near_retention == {settings.topic: 10}
     image = settings.work_dir / "digit.png"
     image.write_bytes(next(iter(digit_images(1)))[2])
@@ -96,7 +95,10 @@ def test_silent_stream_is_not_healthy(settings: Settings) -> None:
     assert "no micro-batch and no idle poll for 400 s" in found.reasons[0]
 
 
-def test_unavailable_broker_is_reported_with_the_remaining_status(settings: Settings) -> None:
+def test_unavailable_broker_is_reported_with_the_remaining_status(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streaming.pipeline.offsets.TIMEOUT_MS", 100)
     write_stream_state(settings)
     found = read_status(settings.model_copy(update={"bootstrap_servers": "127.0.0.1:1"}))
     assert found.reasons[0] == "the broker at 127.0.0.1:1 does not answer"

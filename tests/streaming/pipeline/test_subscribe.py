@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from kafka import KafkaProducer
-from kafka.admin import KafkaAdminClient, NewPartitions
+from kafka.admin import KafkaAdminClient
 
 from streaming.errors import ServiceError
 from streaming.jobs.audit import audit
@@ -24,7 +24,7 @@ from streaming.platform.topic import Subscription
 from streaming.settings import Settings
 from tests.conftest import SPARK, imagestream
 from tests.faults.harness import rows
-from tests.producer.topics import create_topic, wait_for_partitions
+from tests.producer.topics import add_partitions, create_topic
 
 PHOTOS = Settings(topic="photos")
 
@@ -127,8 +127,7 @@ def test_pattern_picks_up_new_topics_and_partitions(
             create_topic(service.bootstrap_servers, two)
             send(two, 0, 2)
         elif counts(stream).get((two, 0)) == 2 and len(admin.describe_topics([one])[0]["partitions"]) == 1:
-            admin.create_partitions({one: NewPartitions(total_count=2)})
-            wait_for_partitions(admin, one, 2)
+            add_partitions(admin, one, 2)
             send(one, 1, 4)
         elif sum(counts(stream).values()) == 9:
             timeout.cancel()
