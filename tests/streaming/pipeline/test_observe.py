@@ -68,7 +68,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture(autouse=True)
 def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offsets, "TIMEOUT_MS", 1000)
+    monkeypatch.setattr(offsets, "TIMEOUT_MS", 100)
 
 
 @pytest.fixture
@@ -280,9 +280,10 @@ def test_unknown_path_is_404_and_unavailable_address_is_reported(observer: Obser
         Observer(settings, NO_BROKER, metrics_port=port)
 
 
-def test_lag_and_broker_status_need_no_batch(broker: Settings, tmp_path: Path) -> None:
+def test_lag_and_broker_status_need_no_batch(broker: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kafka import KafkaProducer
 
+    monkeypatch.setattr(offsets, "TIMEOUT_MS", 300_000)
     settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
     producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
     for _ in range(25):
