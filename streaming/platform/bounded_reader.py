@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import crc32c
@@ -31,6 +31,7 @@ MAX_UNPACKED_BYTES = 1024**3  # per batch, to limit the time for decompression
 MAX_BLOCK_BYTES = 64 * 1024**2  # of a snappy block, which is decompressed at once
 FETCH_BYTES = 1024**2  # the first batch is complete, however large
 STALL_TIMEOUT_S = 60.0  # without progress
+RETRY_S = 0.1
 
 BATCH_HEADER = struct.Struct(">qiibIhiqqqhii")
 BODY_AT = 21  # where the part of a batch begins that its checksum covers
@@ -139,9 +140,12 @@ class BoundedReader:
             (leader,) = await self._admin._async_get_leader_for_partitions({TopicPartition(topic, partition)})
             return await self._admin._manager.send(request, node_id=leader)
 
-        (answer,) = self._admin._manager.run(fetch).responses[0].partitions
-        if answer.error_code:
-            raise for_code(answer.error_code)(f"topic {topic!r} partition {partition}, offset {offset}")
+        give_up = monotonic() + TIMEOUT_MS / 1000
+        while (answer := self._admin._manager.run(fetch).responses[0].partitions[0]).error_code:
+            error = for_code(answer.error_code)(f"topic {topic!r} partition {partition}, offset {offset}")
+            if not error.retriable or monotonic() > give_up:
+                raise error
+            sleep(RETRY_S)  # for example, another broker has become the leader
         aborted = [(one.first_offset, one.producer_id) for one in answer.aborted_transactions or ()]
         return bytes(answer.records or b""), _Aborted(aborted)
 

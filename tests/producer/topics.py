@@ -5,7 +5,8 @@ from contextlib import closing
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewPartitions, NewTopic
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient, NewPartitions, NewTopic, OffsetSpec
+from kafka.errors import UnknownTopicOrPartitionError
 
 from producer.message import MAX_MESSAGE_BYTES
 from streaming.platform.topic import topic_configuration
@@ -63,5 +64,11 @@ def _with_dots(configs: dict[str, object]) -> dict[str, str]:
 
 
 def _wait_for_partitions(admin: KafkaAdminClient, topic: str, partitions: int) -> None:
-    while len(admin.describe_topics([topic])[0]["partitions"]) < partitions:
-        time.sleep(POLL_S)
+    ends = {TopicPartition(topic, number): OffsetSpec.LATEST for number in range(partitions)}
+    while True:
+        try:
+            admin.list_partition_offsets(ends)  # repeated by the client until the leader knows that it is one
+        except UnknownTopicOrPartitionError:
+            time.sleep(POLL_S)
+        else:
+            return

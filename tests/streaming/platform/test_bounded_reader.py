@@ -6,11 +6,12 @@ Batches of Kafka's Java producer, including lz4, are read in `tests/foreign`.
 import gzip
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import OffsetOutOfRangeError
+from kafka.errors import NotLeaderForPartitionError, OffsetOutOfRangeError
 
 from streaming.errors import ServiceError
 from streaming.platform import bounded_reader
@@ -147,6 +148,29 @@ def test_damaged_batch_is_reported_with_its_offset() -> None:
         (batch,) = parsed(batch_of(records))
         with pytest.raises(ServiceError, match="the batch at offset 0 is damaged"):
             list(batch.records())
+
+
+def test_broker_that_is_not_the_leader_is_asked_again(
+    broker: Settings, topic: str, reader: BoundedReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert produce(str(broker.bootstrap_servers), topic, 0, batch_of(record(0, *RECORDS[0]))) == (0, 0)
+    manager: Any = reader._admin._manager
+    run, not_leader = manager.run, NotLeaderForPartitionError.errno
+    codes = [not_leader, not_leader]
+
+    def with_code(fetch: Callable[[], Any]) -> Any:
+        """What the broker answers, with the next error code instead of its own if one is left."""
+        response = run(fetch)
+        if codes:
+            response.responses[0].partitions[0].error_code = codes.pop()
+        return response
+
+    monkeypatch.setattr(manager, "run", with_code)
+    assert [one.value for one in reader.read(topic, 0, 0, 1)] == [b"first"]
+    codes.append(not_leader)
+    monkeypatch.setattr(bounded_reader, "TIMEOUT_MS", -1)
+    with pytest.raises(NotLeaderForPartitionError, match=f"topic '{topic}' partition 0, offset 0"):
+        list(reader.read(topic, 0, 0, 1))
 
 
 def test_offset_out_of_range_is_an_error(broker: Settings, topic: str, reader: BoundedReader) -> None:
