@@ -159,7 +159,7 @@ def test_broker_that_is_not_the_leader_is_asked_again(
     codes = [not_leader, not_leader]
 
     def with_code(fetch: Callable[[], Any]) -> Any:
-        """What the broker answers, with the next error code instead of its own if one is left."""
+        """The answer of the broker, with the next error code if one is left."""
         response = run(fetch)
         if codes:
             response.responses[0].partitions[0].error_code = codes.pop()
