@@ -52,7 +52,7 @@ appender.file.strategy.max = 2
 """
 
 _start = random.SystemRandom().choice(PORTS)
-_candidates: Iterator[int] = itertools.cycle([*range(_start, PORTS.stop), *range(PORTS.start, _start)])
+_candidates: Iterator[int] = itertools.cycle(itertools.chain(range(_start, PORTS.stop), range(PORTS.start, _start)))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from streaming.pipeline.decisions import CountedRange, Decision, Figures, ModelVersion, OffsetRange
 from streaming.pipeline.positions import FirstOffset, StreamIdentity, identity_key
 from streaming.settings import Settings
+from streaming.storage import table_log
 from streaming.storage.files import DataFile, FileSink
 from streaming.storage.store import open_store
 from streaming.storage.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
@@ -169,6 +170,11 @@ def decision_of(
 
 def new_topic() -> str:
     return f"images-{uuid.uuid4().hex[:8]}"
+
+
+def wait_for_checkpoint() -> None:
+    """Wait until all checkpoints, which one thread writes in order, are complete."""
+    table_log._CHECKPOINTS.submit(int).result()
 
 
 def enable_deletion_vectors(place: str) -> None:

@@ -32,7 +32,7 @@ from streaming.storage.table_log import (
 )
 from streaming.storage.tables import LABELS, PREDICTIONS, Table
 from tests.conftest import environment
-from tests.streaming.history import NOON, enable_deletion_vectors
+from tests.streaming.history import NOON, enable_deletion_vectors, wait_for_checkpoint
 from tests.streaming.racers import run_at_once
 
 APP = "stream"
@@ -458,11 +458,6 @@ def test_failing_checkpoint_affects_no_commit(table: Table) -> None:
     wait_for_checkpoint()
     assert not table.append(labels("again"), APP, number)
     assert len(images(table.place)) == table_log.CHECKPOINT_INTERVAL + 1
-
-
-def wait_for_checkpoint() -> None:
-    """Wait until all checkpoints, which one thread writes in order, are complete."""
-    table_log._CHECKPOINTS.submit(int).result()
 
 
 def hostile(directory: Path, change: Callable[[dict[str, Any]], None]) -> TableLog:

@@ -29,7 +29,7 @@ from streaming.storage.tables import (
     spark_schema,
     statistics,
 )
-from tests.streaming.history import NOON, QUERY_ID, worker_file
+from tests.streaming.history import NOON, QUERY_ID, wait_for_checkpoint, worker_file
 
 DAY = NOON.date()
 
@@ -114,7 +114,7 @@ def test_readers_can_filter_by_statistics(tmp_path: Path) -> None:
     table = Table(tmp_path, "predictions")
     for version in range(60):  # beyond a checkpoint, which stores the statistics as columns
         table.append(predictions((version, DAY)), QUERY_ID, version)
-    table_log._CHECKPOINTS.submit(int).result()  # waits for the checkpoints, which one thread writes in order
+    wait_for_checkpoint()
     seen = DeltaTable(table.place)
     assert (Path(table.place) / "_delta_log" / "_last_checkpoint").exists()
     actions = pa.table(seen.get_add_actions(flatten=True))
