@@ -70,6 +70,11 @@ def picture(rng: Random, width: int = 96, height: int = 72) -> Image.Image:
     return photograph.crop((left, top, left + 200, top + 150)).resize((width, height))
 
 
+def random_pixels(rng: Random, width: int = 96, height: int = 72) -> Image.Image:
+    """An RGB image that cannot be compressed, so that each of its rows takes the same number of bytes."""
+    return Image.frombytes("RGB", (width, height), rng.randbytes(3 * width * height))
+
+
 def encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, image_format, **options)
@@ -144,7 +149,7 @@ def _circular_tiff(rng: Random) -> bytes:
 def _large(rng: Random) -> bytes:
     """An incompressible bitmap of 19 MB."""
     side = 2_500
-    return encode(Image.frombytes("RGB", (side, side), rng.randbytes(3 * side * side)), "BMP")
+    return encode(random_pixels(rng, side, side), "BMP")
 
 
 GOOD = (
@@ -201,9 +206,9 @@ def _wrong_magic(image_format: str, rng: Random) -> bytes:
 
 
 def _cut(image_format: str, quarters: int, rng: Random) -> bytes:
-    """The first quarters of the bytes, and of the rows: those of a photograph differ in size, and an image that lacks
-    no more than an eighth of its rows is predicted."""
-    data = encode(Image.frombytes("RGB", (96, 72), rng.randbytes(96 * 72 * 3)), image_format)
+    """The first `quarters` quarters of the bytes, and thus of the rows. Three quarters of a photograph's bytes can
+    contain seven eighths of its rows, which are sufficient for a prediction."""
+    data = encode(random_pixels(rng), image_format)
     return data[: len(data) * quarters // 4]
 
 
